@@ -1,0 +1,71 @@
+"""Launch OS commands that can never get out of hand. See README.md."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from muontrap.errors import GuardDied, GuardError, MuontrapError
+    from muontrap.host.launcher import Launcher
+    from muontrap.host.link import start_guard
+    from muontrap.host.process import Process
+    from muontrap.host.results import (
+        CalledProcessError,
+        CompletedProcess,
+        SignalSent,
+        TimeoutExpired,
+        Usage,
+    )
+    from muontrap.host.run import run
+    from muontrap.logic.command import DEVNULL, PIPE, STDOUT
+
+__version__ = "0.1.0"
+__all__ = (
+    "DEVNULL",
+    "PIPE",
+    "STDOUT",
+    "CalledProcessError",
+    "CompletedProcess",
+    "GuardDied",
+    "GuardError",
+    "Launcher",
+    "MuontrapError",
+    "Process",
+    "SignalSent",
+    "TimeoutExpired",
+    "Usage",
+    "run",
+    "start_guard",
+)
+
+# Found on first use: `import muontrap` is free, and the guard does not load the host.
+_HOMES = {
+    "DEVNULL": "logic.command",
+    "PIPE": "logic.command",
+    "STDOUT": "logic.command",
+    "CalledProcessError": "host.results",
+    "CompletedProcess": "host.results",
+    "GuardDied": "errors",
+    "GuardError": "errors",
+    "Launcher": "host.launcher",
+    "MuontrapError": "errors",
+    "Process": "host.process",
+    "SignalSent": "host.results",
+    "TimeoutExpired": "host.results",
+    "Usage": "host.results",
+    "run": "host.run",
+    "start_guard": "host.link",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

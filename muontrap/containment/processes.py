@@ -1,0 +1,142 @@
+"""Processes that are held by a pidfd, and what /proc says of them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+
+from muontrap.errors import ProtocolError
+from muontrap.kernel.process import pidfd_open_if_there, pidfd_send_signal
+from muontrap.logic.procfs import parse_children, parse_stat
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+# What a file below /proc/PID says when its process has gone: on opening, or on reading.
+GONE = (FileNotFoundError, ProcessLookupError)
+_HAS_CHILDREN_FILE = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
+
+
+class Held:
+    """A process that can't be confused with another: its pidfd was open before it was looked at."""
+
+    __slots__ = ("fd", "pid")
+
+    def __init__(self, pid: int, fd: int) -> None:
+        self.pid = pid
+        self.fd = fd
+
+    @classmethod
+    def open(cls, pid: int) -> Held | None:
+        """Return process `pid`, None when there is none."""
+        fd = pidfd_open_if_there(pid)
+        return None if fd is None else cls(pid, fd)
+
+    def is_unreaped(self) -> bool:
+        """Tell whether its pid is still its own."""
+        try:
+            return pidfd_send_signal(self.fd, 0)
+        except PermissionError:
+            return True
+
+    def close(self) -> None:
+        """Let go of it."""
+        os.close(self.fd)
+
+
+def read(path: str) -> bytes:
+    """Return a small file of /proc, whole."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = chunk = os.read(fd, 65536)
+        while chunk:
+            chunk = os.read(fd, 65536)
+            text += chunk
+        return text
+    finally:
+        os.close(fd)
+
+
+def stat(pid: int) -> tuple[str, int, int] | None:
+    """Return (state, parent's pid, start in ticks since boot), None for a process that has gone."""
+    try:
+        return parse_stat(read(f"/proc/{pid}/stat"))
+    except (*GONE, ProtocolError):
+        return None
+
+
+def pids() -> list[int]:
+    """Return the pids of all processes that can be seen."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def children(pid: int) -> list[int]:
+    """Return the children of all threads of `pid`: a zombie leader's hang on its other threads."""
+    try:
+        if _HAS_CHILDREN_FILE:
+            threads = os.listdir(f"/proc/{pid}/task")
+            return [child for thread in threads for child in _children_of_thread(pid, thread)]
+    except GONE:
+        return []
+    return [other for other in pids() if (stat(other) or ("", 0, 0))[1] == pid]
+
+
+def _children_of_thread(pid: int, thread: str) -> list[int]:
+    try:
+        return parse_children(read(f"/proc/{pid}/task/{thread}/children"))
+    except GONE:
+        return []
+
+
+def descendants(roots: Iterable[Held]) -> list[Held]:
+    """Return what hangs below the roots, opened; without them.
+
+    A pid from a list of children may be another's by the time it is opened: it counts only if it
+    is then a child of a parent that has not been reaped.  Otherwise it was adopted meanwhile, and
+    the next pass finds it.  Out of descriptors, it returns what it has: the next pass finds more.
+    """
+    found: list[Held] = []
+    parents = list(roots)
+    while parents:
+        parent = parents.pop()
+        for pid in children(parent.pid):
+            try:
+                child = Held.open(pid)
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE) and found:
+                    return found
+                raise
+            if child is None:
+                continue
+            seen = stat(pid)
+            if seen and seen[1] == parent.pid and parent.is_unreaped():
+                found.append(child)
+                parents.append(child)
+            else:
+                child.close()
+    return found
+
+
+def send(found: Iterable[Held], *signums: int) -> list[int]:
+    """Send signals, in order, to each; return the pids that this process may not signal."""
+    refused = []
+    for held in found:
+        try:
+            for signum in signums:
+                pidfd_send_signal(held.fd, signum)
+        except PermissionError:
+            refused.append(held.pid)
+    return refused
+
+
+def living(found: Iterable[Held], timeout: float = 0) -> list[int]:
+    """Return the pids of those with a living thread, after at most `timeout` s in which none dies."""
+    pids_by_fd = {held.fd: held.pid for held in found}
+    poll = select.poll()
+    for fd in pids_by_fd:
+        poll.register(fd, select.POLLIN)
+    for fd, _ in poll.poll(int(timeout * 1000)):
+        del pids_by_fd[fd]
+    return list(pids_by_fd.values())

@@ -1,0 +1,112 @@
+"""Processes found by their tag, wherever they hang."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from muontrap.containment.processes import GONE, Held, descendants, living, pids, read, send
+from muontrap.kernel.process import RLIM_INFINITY, RLIMIT_LOCKS, get_limit, get_soft_limit, set_limit
+from muontrap.logic.procfs import parse_soft_limit
+from muontrap.logic.tags import NARROW, WIDE, Format
+
+_SIGKILL = 9
+
+
+def usable_format() -> Format | None:
+    """Return the widest tag format that this process can put on itself, None if it can't at all.
+
+    A 32-bit kernel cuts values to 32 bits, a low hard limit refuses them: so it is tried out.
+    """
+    soft, hard = get_limit(0, RLIMIT_LOCKS)
+    for form in (WIDE, NARROW):
+        probe = form.encode(0, 0)
+        if hard < probe:
+            continue
+        try:
+            set_limit(RLIMIT_LOCKS, probe, hard)
+            if get_limit(0, RLIMIT_LOCKS)[0] == probe:
+                return form
+        finally:
+            set_limit(RLIMIT_LOCKS, soft, hard)
+    return None
+
+
+class TagReader:
+    """Reads the tags of other processes, in one format; None reads nothing."""
+
+    def __init__(self, form: Format | None) -> None:
+        self.format = form
+        # pid -> inode of /proc/PID for processes whose limit had to be read the slow way and was
+        # no tag of interest: the inode changes with the process, and the tag comes by birth alone.
+        self._uninteresting: dict[int, int] = {}
+
+    def tag_of(self, pid: int) -> tuple[int, int] | None:
+        """Return (guard id, number), None for a process without a tag or without life."""
+        if self.format is None:
+            return None
+        try:
+            value = get_soft_limit(pid, RLIMIT_LOCKS)
+            if value is None:
+                return self._read_slowly(pid)
+        except GONE:
+            return None
+        return None if value == RLIM_INFINITY else self.format.decode(value)
+
+    def scan(self, guard: int, number: int | None = None) -> list[Held]:
+        """Return, opened, all processes that carry the tag of this guard (and command)."""
+        if self.format is None:
+            return []
+        found = []
+        for pid in pids():
+            if not self._matches(pid, guard, number):
+                continue
+            held = Held.open(pid)
+            if held is None:
+                continue
+            # Again, for now the pid can't become another's any more.
+            if self._matches(pid, guard, number):
+                found.append(held)
+            else:
+                held.close()
+        return found
+
+    def is_used(self, guard: int) -> bool:
+        """Tell whether any process carries a tag of this guard id."""
+        return any(self._matches(pid, guard, None) for pid in pids())
+
+    def _matches(self, pid: int, guard: int, number: int | None) -> bool:
+        tag = self.tag_of(pid)
+        return tag is not None and tag[0] == guard and number in (None, tag[1])
+
+    def _read_slowly(self, pid: int) -> tuple[int, int] | None:
+        """Read /proc/PID/limits, 64 us, as prlimit(2) is refused for another user's process."""
+        inode = os.stat(f"/proc/{pid}").st_ino
+        if self._uninteresting.get(pid) == inode:
+            return None
+        value = parse_soft_limit(read(f"/proc/{pid}/limits"), b"Max file locks")
+        tag = self.format.decode(value) if self.format and value is not None else None
+        if tag is None:
+            self._uninteresting[pid] = inode
+        return tag
+
+
+def kill_guardless(reader: TagReader, guard: int, bound: float) -> tuple[int, ...]:
+    """Kill all that carries a guard's tag, and what hangs below it, for at most `bound` s.
+
+    Returns:
+        The pids that could not be killed; normally none.
+    """
+    deadline = time.monotonic() + bound
+    while True:
+        roots = reader.scan(guard)
+        found = roots + descendants(roots)
+        try:
+            alive = living(found)
+            if not alive or time.monotonic() > deadline:
+                return tuple(alive)
+            send(found, _SIGKILL)
+            living(found, 0.01)
+        finally:
+            for held in found:
+                held.close()

@@ -1,0 +1,121 @@
+"""The guard's program: the host executes it once, and it becomes watch and guard.
+
+Descriptors: 2 a pipe to the host for a last word, 3 the request socket, 4 a pidfd of the host.
+Arguments: the host's pid; "check" or "keep", for a host that keeps privileges on purpose.
+"""
+
+from __future__ import annotations
+
+import _socket
+import gc
+import mmap
+import os
+import struct
+import sys
+import traceback
+
+from muontrap.containment.processes import Held
+from muontrap.containment.tagged import TagReader, usable_format
+from muontrap.guard import transport
+from muontrap.guard.loop import Guard
+from muontrap.guard.watch import Watch
+from muontrap.kernel import process
+from muontrap.logic.wire import Hello
+
+_REQUESTS, _HOST = 3, 4
+_GRACE = struct.Struct("d")
+
+
+class Shared:
+    """The longest grace of any command, which the watch has to wait for; in shared memory."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, _GRACE.size)
+
+    def get(self) -> float:
+        """Return the longest grace so far, in seconds."""
+        grace: float = _GRACE.unpack_from(self._memory)[0]
+        return grace
+
+    def note(self, grace: float) -> None:
+        """Take in the grace of one more command."""
+        if grace > self.get():
+            _GRACE.pack_into(self._memory, 0, grace)
+
+
+def main(host_pid: int, check_identity: bool) -> None:
+    """Leave the host's process tree, and be the watch and the guard."""
+    os.chdir("/")
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > _HOST:
+            try:
+                os.close(int(name))
+            except OSError:
+                pass  # the listing's own descriptor
+    process.close_on_exec_from(0)
+    os.set_blocking(2, False)
+    if os.fork():
+        os._exit(0)  # the host reaps this one at once, and has no child that lasts
+    process.set_child_subreaper()
+    process.set_dumpable(False)
+    reader = TagReader(usable_format())
+    guard_id = choose_id(reader)
+    shared = Shared()
+    watch_pid = os.getpid()
+    guard_pid = os.fork()
+    if guard_pid:
+        os.close(_REQUESTS)  # held here too, it would hide the guard's death from the host
+        os.setsid()
+        process.set_name(b"muontrap-watch")
+        Watch(guard_pid, _HOST, shared.get, guard_id, reader).run()
+        return
+    process.set_child_subreaper()
+    os.setpgid(0, 0)
+    process.set_name(b"muontrap-guard")
+    watch = Held.open(watch_pid)
+    if watch is None or os.getppid() != watch_pid:
+        return
+    requests = _socket.socket(fileno=_REQUESTS)
+    guard = Guard(
+        requests=requests,
+        host=Held(host_pid, _HOST),
+        watch=watch,
+        guard_id=guard_id,
+        reader=reader,
+        note_grace=shared.note,
+        check_identity=check_identity,
+    )
+    gc.collect()
+    gc.freeze()  # a fork then copies fewer pages
+    own = process.pidfd_open(os.getpid())
+    width = reader.format.width if reader.format else 0
+    hello = Hello(guard_id=guard_id, guard_pid=os.getpid(), watch_pid=watch_pid, tag_width=width)
+    transport.send(requests, hello, [watch.fd, own])
+    os.close(own)
+    guard.run()
+
+
+def choose_id(reader: TagReader) -> int:
+    """Return a guard id that no process on the machine carries in its tag."""
+    bits = reader.format.guard_bits if reader.format else 28
+    while True:
+        guard_id = int.from_bytes(os.urandom(4), "little") >> 32 - bits
+        if not reader.is_used(guard_id):
+            return guard_id
+
+
+def run() -> None:
+    """Run `main`, whose failure is the last word to the host."""
+    status = 1
+    try:
+        main(int(sys.argv[1]), sys.argv[2] == "check")
+        status = 0
+    except BaseException:
+        # The border of the process: the host reads this from the pipe, and says it.
+        os.write(2, traceback.format_exc().encode()[-4000:])
+    finally:
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    run()

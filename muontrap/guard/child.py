@@ -1,0 +1,141 @@
+"""Starting a command by `fork`: the steps that have to be done in the child itself.
+
+Nothing is imported, and little allocated, between `fork` and `execve`.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import resource
+
+from muontrap.guard.spawn import StepFailed, environment, first_that_runs
+from muontrap.kernel import identity, process, signals
+from muontrap.logic.steps import in_order, moves
+from muontrap.logic.wire import Failed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from muontrap.logic.wire import Launch
+
+    Limits = tuple[int, int]
+
+
+def fork(
+    launch: Launch, directory: int, sources: Sequence[int], limits: Limits
+) -> tuple[int, int]:
+    """Fork the command's first process; return (pid, pipe).
+
+    The pipe, not blocking, gives a `Failed` record, or end of file when `execve` is done.  The tag is
+    the caller's to put on; `limits` are those of descriptors, which the guard has raised for itself.
+    Raises `StepFailed` when there is no process to be had.
+    """
+    guard = os.getpid()
+    try:
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+    except OSError as error:
+        raise StepFailed(error.errno or 0, "descriptors") from error
+    try:
+        pid = os.fork()
+    except OSError as error:
+        os.close(reading)
+        raise StepFailed(error.errno or 0, "fork") from error
+    finally:
+        if os.getpid() == guard:
+            os.close(writing)
+    if pid == 0:
+        _become(launch, directory, sources, limits, guard, writing)
+    os.set_blocking(reading, False)
+    return pid, reading
+
+
+def _become(
+    launch: Launch, directory: int, sources: Sequence[int], limits: Limits, guard: int, errors: int
+) -> None:
+    """Perform the plan in the child; never return."""
+    step = "descriptors"
+    try:
+        # Above all targets: none of them may overwrite it.
+        errors = fcntl.fcntl(errors, fcntl.F_DUPFD_CLOEXEC, max(launch.targets, default=2) + 1)
+        process.close_on_exec_from(0)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        # A child of the guard is not dumpable either, and then may not write to /proc/self.
+        process.set_dumpable(True)
+        perform: dict[str, Callable[..., object]] = {
+            **_PERFORM,
+            "chdir": lambda: os.fchdir(directory),
+            "descriptors": lambda: _place(launch.targets, sources),
+            "pdeathsig": lambda signum: _arm(signum, guard),
+        }
+        for step, numbers in in_order([*launch.steps, ("chdir", ()), ("descriptors", ())]):
+            perform[step](*numbers)
+        step = "execve"
+        signals.reset()
+        first_that_runs(launch, lambda path: os.execve(path, launch.argv, environment(launch)))
+    except BaseException as error:
+        # All of them, for the pipe's end without a record would mean that `execve` has succeeded.
+        code = getattr(error, "errno", None) or errno.EPROTO
+        os.write(errors, Failed(errno=code, step=step.encode(), path=b"").encode())
+    finally:
+        os._exit(127)
+
+
+def _place(targets: Sequence[int], sources: Sequence[int]) -> None:
+    moved = [
+        fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, above) if above >= 0 else source
+        for source, above in moves(targets, sources)
+    ]
+    for source, target in zip(moved, targets):
+        os.dup2(source, target)
+
+
+def _set_oom_score_adj(value: int) -> None:
+    fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+    os.write(fd, b"%d" % value)
+    os.close(fd)
+
+
+def _set_uid(uid: int) -> None:
+    """Become `uid`; and see that the way back is closed, which securebits(7) could have left open."""
+    identity.set_uid(uid)
+    if os.getresuid() != (uid,) * 3 or (uid != 0 and identity.can_become_root()):
+        raise PermissionError(errno.EPERM, "the old user id can still be had")
+
+
+def _set_gid(gid: int) -> None:
+    identity.set_gid(gid)
+    if os.getresgid() != (gid,) * 3:
+        raise PermissionError(errno.EPERM, "the old group id is still there")
+
+
+def _set_groups(*groups: int) -> None:
+    identity.set_groups(groups)
+    if sorted(set(os.getgroups())) != sorted(set(groups)):
+        raise PermissionError(errno.EPERM, "old groups are still there")
+
+
+def _arm(signum: int, guard: int) -> None:
+    """Ask for the parent-death signal; one asked for after the death would never come."""
+    process.set_pdeathsig(signum)
+    if os.getppid() != guard:
+        os._exit(127)
+
+
+_PERFORM: dict[str, Callable[..., object]] = {
+    "setsid": os.setsid,
+    "setpgid": lambda: os.setpgid(0, 0),
+    # All signals are blocked: a background process that takes the terminal would get SIGTTOU.
+    "foreground": lambda terminal: os.tcsetpgrp(terminal, os.getpgrp()),
+    "nice": lambda value: os.setpriority(os.PRIO_PROCESS, 0, value),
+    "cpu_affinity": lambda *cpus: os.sched_setaffinity(0, cpus),
+    "oom_score_adj": _set_oom_score_adj,
+    "umask": os.umask,
+    "rlimit": lambda which, soft, hard: resource.setrlimit(which, (soft, hard)),
+    "setgroups": _set_groups,
+    "setresgid": _set_gid,
+    "setresuid": _set_uid,
+    "no_new_privs": process.set_no_new_privs,
+}

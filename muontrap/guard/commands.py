@@ -1,0 +1,224 @@
+"""One command in the guard: its escalation fed with events, and the actions carried out."""
+
+from __future__ import annotations
+
+import _signal
+import os
+import resource
+import time
+
+from muontrap.guard import transport
+from muontrap.containment.processes import Held, living, send
+from muontrap.kernel.process import is_dead
+from muontrap.logic.escalation import Escalation
+from muontrap.logic.wire import Ended, Record, Signal, Started, Stop, Suspended, decode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import _socket
+    from collections.abc import Callable
+
+    from muontrap.guard.family import Family
+    from muontrap.logic.wire import Launch
+
+# Deaths wake the guard by SIGCHLD; who is not its child is looked for again after 1 ms, 2 ms, ...
+_FIRST_PAUSE, _LONGEST_PAUSE, _OVERDUE_PAUSE = 0.001, 0.02, 0.25
+
+
+class Command:
+    """A command from its first process on until nothing of it is left."""
+
+    def __init__(
+        self, number: int, launch: Launch, status: _socket.socket, main: Held, family: Family
+    ) -> None:
+        self.number = number
+        self.main = main
+        self.launched = time.monotonic()
+        self.terminal: tuple[int, int] | None = None  # (descriptor, the host's process group)
+        self.status_fd = status.fileno()
+        self._status: _socket.socket | None = status
+        self._family = family
+        self._stop_signal = launch.stop_signal
+        self.leaves_rest = launch.kill_mode == b"process"
+        self._in_hosts_session = "setpgid" in dict(launch.steps)
+        self._escalation = Escalation(launch.kill_mode.decode("ascii"), launch.delay_to_sigkill)
+        self._exited = False
+        self._reason = b""
+        self._sent: list[tuple[int, float, int]] = []
+        self._killed: set[int] = set()
+        self._alive: set[int] = set()
+        self._not_permitted: set[int] = set()
+        self._pause = _FIRST_PAUSE
+        self._look_at = 0.0
+        # What the guard's own memory was: a smaller peak can't be told from it.
+        self._guard_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether nothing is left, and the guard can forget it."""
+        return self._escalation.state == "gone"
+
+    @property
+    def is_hunted(self) -> bool:
+        """Whether looking for what is left is all there is to do."""
+        state = self._escalation.state
+        return not self.leaves_rest and (
+            state in ("killing", "overdue") or (state == "stopping" and self._exited)
+        )
+
+    @property
+    def is_hard(self) -> bool:
+        """Whether the hunt lasts: a fork bomb."""
+        return self.is_hunted and self._pause >= _LONGEST_PAUSE
+
+    def wake_at(self) -> float | None:
+        """Return when `tick` has something to do without an event, None for never."""
+        times = [self._look_at] if self.is_hunted else []
+        if self._escalation.deadline is not None:
+            times.append(self._escalation.deadline)
+        return min(times, default=None)
+
+    def tick(self, now: float, *, children_changed: bool) -> None:
+        """Go on with what has become due, or with what a death may have finished."""
+        self._perform(self._escalation.fire("late", now), now)
+        if self.is_hunted and (children_changed or now >= self._look_at):
+            self._look(now)
+
+    def main_exited(self, now: float) -> None:
+        """The main process is dead (not reaped: its pid stays its own)."""
+        self._exited = True
+        self._perform(self._escalation.fire("exited", now), now)
+
+    def stop(self, now: float, reason: bytes, delay: float | None = None) -> None:
+        """Begin, or hasten, the end."""
+        if not self._exited and not self._reason and not is_dead(self.main.fd):
+            self._reason = reason
+        self._perform(self._escalation.stop(now, delay), now)
+
+    def hear(self, data: bytes, now: float) -> None:
+        """Take a record from the host; no bytes mean that it has let go of the command."""
+        record = decode(data) if data else Stop(delay=-1.0, reason=b"stopped")
+        if isinstance(record, Stop):
+            self.stop(now, record.reason, record.delay if record.delay >= 0 else None)
+        elif isinstance(record, Signal) and not self._exited:
+            if record.signum == _signal.SIGCONT:
+                self._give_terminal(to_command=True)
+            try:
+                os.killpg(self.main.pid, record.signum)
+            except PermissionError:
+                self._not_permitted.add(self.main.pid)
+
+    def abandon(self) -> None:
+        """There is no command: `execve` was never reached, and the host has been told."""
+        self._escalation.state = "gone"
+
+    def close(self) -> None:
+        """Let go of the host and of the terminal."""
+        if self._status is not None:
+            self._status.close()
+            self._status = None
+        if self.terminal:
+            os.close(self.terminal[0])
+
+    def report_started(self) -> None:
+        """Tell the host that `execve` has succeeded."""
+        self.tell(Started(pid=self.main.pid), [self.main.fd])
+
+    def report_suspended(self) -> None:
+        """Tell the host of a command in its session that it was stopped (Ctrl-Z), if it was."""
+        if self._in_hosts_session and not self._exited:
+            seen = os.waitid(os.P_PID, self.main.pid, os.WSTOPPED | os.WNOHANG)
+            if seen:
+                self._give_terminal(to_command=False)
+                self.tell(Suspended(signum=seen.si_status))
+
+    def tell(self, record: Record, fds: list[int] | None = None) -> None:
+        """Send a record to the host, which may be gone, or not reading."""
+        if self._status is not None:
+            transport.send(self._status, record, fds or ())
+
+    def _perform(self, action: str, now: float) -> None:
+        if action == "signal-main":
+            self._signal([self.main], now)
+        elif action == "signal-all":
+            self._with_all(lambda found: self._signal(found, now))
+            self._look_at = now
+        elif action == "kill-main":
+            self._note(_signal.SIGKILL, now, 1)
+            self._not_permitted.update(send([self.main], _signal.SIGKILL))
+        elif action == "kill-all":
+            self._look(now)
+        elif action in ("report", "report-overdue"):
+            self._report(now)
+
+    def _signal(self, found: list[Held], now: float) -> None:
+        """Send the stop signal, then SIGCONT: one that is stopped can handle it only then."""
+        self._note(self._stop_signal, now, len(found))
+        send(found, self._stop_signal, _signal.SIGCONT)
+
+    def _look(self, now: float) -> None:
+        """Look for what is left; kill it when its time has come; see whether there is nothing."""
+        self._with_all(lambda found: self._hunt(found, now))
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+        overdue = self._escalation.state == "overdue"
+        self._look_at = now + (_OVERDUE_PAUSE if overdue else self._pause)
+
+    def _hunt(self, found: list[Held], now: float) -> None:
+        alive = set(living(found))
+        if self._escalation.state != "stopping":
+            quarry = [held for held in found if held.pid in alive]
+            self._not_permitted.update(send(quarry, _signal.SIGKILL))
+            alive -= self._not_permitted
+            if alive - self._killed:
+                self._note(_signal.SIGKILL, now, len(alive - self._killed))
+                self._killed |= alive
+        if alive != self._alive:
+            self._escalation.progress(now)
+        self._alive = alive
+        if not alive:
+            self._perform(self._escalation.fire("empty", now), now)
+
+    def _with_all(self, action: Callable[[list[Held]], None]) -> None:
+        found = self._family.left_of(self.number)
+        try:
+            action(found)
+        finally:
+            for held in found:
+                held.close()
+
+    def _note(self, signum: int, now: float, count: int) -> None:
+        if self._sent and self._sent[-1][0] == signum:
+            _, first, before = self._sent.pop()
+            self._sent.append((signum, first, before + count))
+        else:
+            self._sent.append((signum, now - self.launched, count))
+
+    def _report(self, now: float) -> None:
+        """Reap the main process, tell the host how it all ended, and let go of the host."""
+        pid, status, usage = os.wait4(self.main.pid, os.WNOHANG)
+        peak = usage.ru_maxrss if usage.ru_maxrss > self._guard_peak else -1
+        figures = (*usage[:2], peak, *usage[6:8], *usage[9:11], *usage[14:16])
+        left = self._alive if self._exited else self._alive | {self.main.pid}
+        self._give_terminal(to_command=False)
+        ended = Ended(
+            status=status if pid else -1,
+            reason=self._reason,
+            wall=now - self.launched,
+            usage=[float(figure) for figure in figures],
+            sent=[float(number) for sent in self._sent for number in sent],
+            not_permitted=sorted(self._not_permitted),
+            unkillable=sorted(left - self._not_permitted),
+        )
+        self.tell(ended)
+
+    def _give_terminal(self, *, to_command: bool) -> None:
+        """Pass the terminal between the command and the host, if the other has it."""
+        if self.terminal:
+            fd, host_group = self.terminal
+            giver, taker = (host_group, self.main.pid) if to_command else (self.main.pid, host_group)
+            try:
+                if os.tcgetpgrp(fd) == giver:
+                    os.tcsetpgrp(fd, taker)
+            except OSError:
+                self.terminal = None  # hung up, or no group is left to have it
+                os.close(fd)

@@ -1,0 +1,126 @@
+"""The guard's children: main processes, and the orphans it adopted as a subreaper."""
+
+from __future__ import annotations
+
+import _signal
+import os
+
+from muontrap.containment.processes import Held, children, descendants, read, stat
+from muontrap.kernel.process import is_dead
+from muontrap.logic.ledger import Ledger
+from muontrap.logic.ownership import claimants
+from muontrap.logic.procfs import parse_last_pid
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from muontrap.containment.tagged import TagReader
+
+
+class Orphan:
+    """An adopted child, with the tag and the start that it had when it was first seen."""
+
+    __slots__ = ("spared", "start", "tag")
+
+    def __init__(self, tag: tuple[int, int] | None, start: int) -> None:
+        self.tag = tag
+        self.start = start
+        self.spared = False
+
+
+class Family:
+    """Who belongs to which running command; `mains` maps a command's number to its main process."""
+
+    def __init__(self, guard_id: int, reader: TagReader) -> None:
+        self._guard_id = guard_id
+        self._reader = reader
+        self._ledger = Ledger()
+        self._orphans: dict[int, Orphan] = {}
+        self._starts: dict[int, int] = {}
+        self._released: set[int] = set()
+        self.mains: dict[int, Held] = {}
+        # lxcfs puts a file of its own over /proc/loadavg.
+        proc = os.stat("/proc/self").st_dev
+        self._has_last_pid = os.stat("/proc/loadavg").st_dev == proc
+
+    def is_used(self, number: int) -> bool:
+        """Tell whether a command with this number runs, or has left processes alone."""
+        if number in self._released:
+            left = self._reader.scan(self._guard_id, number)
+            for held in left:
+                held.close()
+            if not left:
+                self._released.discard(number)
+        return number in self.mains or number in self._released
+
+    def add(self, number: int, main: Held) -> None:
+        """Take in a command that was just launched."""
+        self.mains[number] = main
+        self._ledger.launched(main.pid)
+
+    def remove(self, number: int, *, spare: bool) -> None:
+        """Let go of a command that has ended; `spare` what is left of it, or kill it from now on."""
+        if spare:
+            self._adopt()
+            for orphan in self._orphans.values():
+                orphan.spared |= number in self._claimants(orphan)
+            self._released.add(number)
+        del self.mains[number]
+        self._starts.pop(number, None)
+
+    def reap(self) -> None:
+        """Reap orphans that have died, and kill those that belong to nobody."""
+        self._adopt()
+        for pid in list(self._orphans):
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                del self._orphans[pid]
+        for pid, orphan in self._orphans.items():
+            if not orphan.spared and not self._claimants(orphan):
+                try:
+                    os.kill(pid, _signal.SIGKILL)  # a child not yet reaped: the pid is its own
+                except PermissionError:
+                    orphan.spared = True
+
+    def left_of(self, number: int) -> list[Held]:
+        """Return, opened, all processes of a command, dead ones included, without reaping meanwhile.
+
+        Orphans that belong to nobody count as everybody's: none may say "gone" while they die.
+        """
+        self._adopt()
+        roots = [
+            held
+            for pid, orphan in self._orphans.items()
+            if not orphan.spared and self._claimants(orphan) <= {number}
+            if (held := Held.open(pid))
+        ]
+        main = self.mains[number]
+        if is_dead(main.fd):
+            if not roots and self._never_forked(main.pid):
+                return []
+        elif held := Held.open(main.pid):
+            roots.append(held)
+        found = roots + descendants(roots)
+        seen = {held.pid for held in found}
+        return found + [held for held in self._reader.scan(self._guard_id, number) if held.pid not in seen]
+
+    def _never_forked(self, pid: int) -> bool:
+        return self._has_last_pid and self._ledger.never_forked(pid, parse_last_pid(read("/proc/loadavg")))
+
+    def _adopt(self) -> None:
+        """Take in children that are new.  The list is exact: only this thread reaps."""
+        mains = {main.pid for main in self.mains.values()}
+        for pid in children(os.getpid()):
+            if pid not in self._orphans and pid not in mains:
+                tag = self._reader.tag_of(pid)
+                seen = None if tag else stat(pid)
+                self._orphans[pid] = Orphan(tag, seen[2] if seen else 0)
+
+    def _claimants(self, orphan: Orphan) -> frozenset[int]:
+        if orphan.tag and orphan.tag[0] == self._guard_id and orphan.tag[1] in self._released:
+            return frozenset((orphan.tag[1],))
+        if not orphan.tag:
+            for number, main in self.mains.items():
+                if number not in self._starts:
+                    seen = stat(main.pid)
+                    self._starts[number] = seen[2] if seen else 0
+        running = dict.fromkeys(self.mains, 0) | self._starts
+        return claimants(orphan.tag, orphan.start, self._guard_id, running)

@@ -1,0 +1,294 @@
+"""The guard's one thread: wait, turn readiness into events, do what they ask for."""
+
+from __future__ import annotations
+
+import _signal
+import _socket
+import errno
+import os
+import resource
+import select
+import time
+
+from muontrap.containment.processes import Held, read
+from muontrap.containment.tagged import TagReader
+from muontrap.errors import ProtocolError
+from muontrap.guard import transport
+from muontrap.guard.child import fork
+from muontrap.guard.commands import Command
+from muontrap.guard.family import Family
+from muontrap.guard.priority import raise_priority, restore_priority
+from muontrap.guard.spawn import StepFailed, spawn
+from muontrap.kernel import process, signals
+from muontrap.logic.procfs import parse_status
+from muontrap.logic.wire import Failed, Received, decode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from muontrap.logic.wire import Launch
+
+# What of a host's identity its /proc/PID/status shows, for the guard to check by itself.
+_IDENTITY = (b"Uid", b"Gid", b"Groups", b"NoNewPrivs", b"Seccomp", b"CapEff")
+
+
+class Guard:
+    """Launches what the host asks for, until the host is gone and everything else too."""
+
+    def __init__(
+        self,
+        *,
+        requests: _socket.socket,
+        host: Held,
+        watch: Held,
+        guard_id: int,
+        reader: TagReader,
+        note_grace: Callable[[float], None],
+        check_identity: bool,
+    ) -> None:
+        self._requests = requests
+        self._host = host
+        self._watch = watch
+        self._guard_id = guard_id
+        self._tags = reader.format
+        self._note_grace = note_grace
+        self._family = Family(guard_id, reader)
+        self._commands: dict[int, Command] = {}
+        self._last_number = 0
+        self._host_gone = False
+        self._children_changed = False
+        self._boosted = False
+        self._identity = self._hosts_identity() if check_identity else None
+        self._limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (self._limits[1], self._limits[1]))
+        self._signals = signals.open_signalfd(_signal.SIGCHLD)
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Callable[[], None]] = {}
+        self._listen(requests.fileno(), self._take_requests)
+        self._listen(host.fd, self._host_died)
+        self._listen(watch.fd, lambda: self._ignore(watch.fd))
+        self._listen(self._signals, self._child_changed)
+
+    def run(self) -> None:
+        """Serve until the host is gone and nothing is left of any command."""
+        while self._commands or not self._host_gone:
+            for fd, _ in self._epoll.poll(self._timeout()):
+                if fd in self._handlers:
+                    self._handlers[fd]()
+            self._tick()
+
+    def _timeout(self) -> float | None:
+        times = [at for command in self._commands.values() if (at := command.wake_at()) is not None]
+        return max(0.0, min(times) - time.monotonic()) if times else None
+
+    def _tick(self) -> None:
+        """Reap, look for what is left of commands, and forget those of which nothing is."""
+        changed, self._children_changed = self._children_changed, False
+        if changed:
+            self._family.reap()
+        now = time.monotonic()
+        for command in list(self._commands.values()):
+            if changed:
+                command.report_suspended()
+            command.tick(now, children_changed=changed)
+            if command.is_gone:
+                self._forget(command)
+        if self._boosted != any(command.is_hard for command in self._commands.values()):
+            self._boosted = not self._boosted and raise_priority()
+            if not self._boosted:
+                restore_priority()
+
+    def _host_died(self) -> None:
+        """The host is dead, or runs another program: end everything, each with its grace."""
+        self._host_gone = True
+        self._ignore(self._host.fd)
+        self._ignore(self._requests.fileno())
+        self._requests.close()
+        self._wake_watch()
+        now = time.monotonic()
+        for command in list(self._commands.values()):
+            command.stop(now, b"host-gone")
+
+    def _wake_watch(self) -> None:
+        """Undo what a command of the same user may have done to the watch: SIGSTOP."""
+        process.pidfd_send_signal(self._watch.fd, _signal.SIGCONT)
+
+    def _child_changed(self) -> None:
+        signals.drain(self._signals)
+        self._children_changed = True
+
+    def _listen(self, fd: int, handler: Callable[[], None]) -> None:
+        self._epoll.register(fd, select.EPOLLIN)
+        self._handlers[fd] = handler
+
+    def _ignore(self, fd: int) -> None:
+        if self._handlers.pop(fd, None):
+            self._epoll.unregister(fd)
+
+    def _take_requests(self) -> None:
+        try:
+            packet = transport.receive(self._requests)
+        except (BlockingIOError, transport.Truncated):
+            return  # the host sees its status socket closed by a guard that is alive
+        if not packet.data:
+            self._host_died()
+        elif not packet.fds or not packet.credentials or packet.credentials[0] != self._host.pid:
+            transport.close(packet.fds)  # a child that the host forked without Python's knowing
+        else:
+            self._proceed(transport.Request(packet))
+
+    def _take_more(self, request: transport.Request) -> None:
+        self._ignore(request.status.fileno())
+        try:
+            packet = transport.receive(request.status)
+            if packet.data:
+                request.feed(packet)
+                self._proceed(request)
+                return
+        except transport.Truncated:
+            self._refuse(request, StepFailed(errno.EMFILE, "descriptors"))
+        except ProtocolError:
+            self._refuse(request, StepFailed(errno.EPROTO, "request"))
+        request.close()
+
+    def _proceed(self, request: transport.Request) -> None:
+        """Launch when the request is complete, else wait for the rest of it."""
+        if request.launch is None:
+            self._listen(request.status.fileno(), lambda: self._take_more(request))
+            return
+        try:
+            if not request.launch.spawn:
+                transport.send(request.status, Received())
+            self._check_identity()
+            self._launch(request.launch, request)
+        except StepFailed as failure:
+            self._refuse(request, failure)
+        finally:
+            request.close()
+
+    def _refuse(self, request: transport.Request, failure: StepFailed) -> None:
+        transport.send(request.status, Failed(errno=failure.code, step=failure.step.encode(), path=b""))
+
+    def _launch(self, launch: Launch, request: transport.Request) -> None:
+        if self._boosted:
+            restore_priority()
+            self._boosted = False
+        number = self._next_number()
+        pipe = -1
+        with _Tagged(self._tags.encode(self._guard_id, number) if self._tags else None):
+            if launch.spawn:
+                pid = spawn(launch, request.directory, request.sources, self._limits)
+            else:
+                pid, pipe = fork(launch, request.directory, request.sources, self._limits)
+        main = self._hold(pid)
+        self._last_number = number
+        self._family.add(number, main)
+        command = Command(number, launch, request.status, main, self._family)
+        self._commands[number] = command
+        self._note_grace(launch.delay_to_sigkill)
+        self._wake_watch()
+        if pipe >= 0:
+            command.terminal = self._terminal(launch, request)
+            self._listen(pipe, lambda: self._executed(command, pipe))
+        else:
+            command.report_started()
+        self._listen(main.fd, lambda: self._main_exited(command, pipe))
+        self._listen(request.status.fileno(), lambda: self._hear(command, request.status))
+
+    def _next_number(self) -> int:
+        if self._tags is None:
+            return self._last_number + 1
+        number = self._last_number
+        while True:
+            number = self._tags.next_number(number, self._commands)
+            if not self._family.is_used(number):
+                return number
+
+    def _hold(self, pid: int) -> Held:
+        """Open the pidfd of a new child, or undo the launch."""
+        try:
+            return Held(pid, process.pidfd_open(pid))
+        except OSError as error:
+            os.kill(pid, _signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise StepFailed(error.errno or 0, "pidfd_open") from error
+
+    def _terminal(self, launch: Launch, request: transport.Request) -> tuple[int, int] | None:
+        """Return the terminal that the command is about to take, and the group it is taken from."""
+        for name, numbers in launch.steps:
+            if name == "foreground":
+                source = request.sources[launch.targets.index(numbers[0])]
+                return os.dup(source), os.getpgid(self._host.pid)
+        return None
+
+    def _executed(self, command: Command, pipe: int) -> None:
+        """The pipe of a forked child has ended: in `execve`, or with what failed before it."""
+        self._ignore(pipe)
+        text = os.read(pipe, 4096)
+        os.close(pipe)
+        if text:
+            failure = decode(text)
+            command.tell(failure)
+            os.waitpid(command.main.pid, 0)  # it exits next
+            command.abandon()
+            self._forget(command)
+        else:
+            command.report_started()
+
+    def _main_exited(self, command: Command, pipe: int) -> None:
+        if pipe in self._handlers:
+            self._executed(command, pipe)
+        if command.number in self._commands:
+            self._ignore(command.main.fd)
+            command.main_exited(time.monotonic())
+
+    def _hear(self, command: Command, status: _socket.socket) -> None:
+        try:
+            packet = transport.receive(status)
+            transport.close(packet.fds)
+            command.hear(packet.data, time.monotonic())
+        except (BlockingIOError, transport.Truncated, ProtocolError):
+            return
+        if not packet.data:
+            self._ignore(status.fileno())
+
+    def _forget(self, command: Command) -> None:
+        self._ignore(command.main.fd)
+        if command.status_fd >= 0:
+            self._ignore(command.status_fd)
+        command.close()
+        del self._commands[command.number]
+        self._family.remove(command.number, spare=command.leaves_rest)
+        command.main.close()
+        self._family.reap()
+
+    def _hosts_identity(self) -> list[bytes | None]:
+        status = parse_status(read(f"/proc/{self._host.pid}/status"))
+        return [status.get(name) for name in _IDENTITY]
+
+    def _check_identity(self) -> None:
+        """Refuse a host that has other privileges now than when it started this guard.
+
+        The host starts another guard by itself then; this is for the one that was made not to.
+        """
+        if self._identity is not None and self._hosts_identity() != self._identity:
+            raise StepFailed(errno.EPERM, "credentials")
+
+
+class _Tagged:
+    """The guard wears a command's tag while it makes the first process, which so is born with it."""
+
+    __slots__ = ("_own", "_tag")
+
+    def __init__(self, tag: int | None) -> None:
+        self._tag = tag
+
+    def __enter__(self) -> None:
+        if self._tag is not None:
+            self._own = process.get_limit(0, process.RLIMIT_LOCKS)
+            process.set_limit(process.RLIMIT_LOCKS, self._tag, self._own[1])
+
+    def __exit__(self, *_: object) -> None:
+        if self._tag is not None:
+            process.set_limit(process.RLIMIT_LOCKS, *self._own)

@@ -1,0 +1,85 @@
+"""User and group names as the ids, groups and variables that a command gets."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from muontrap.logic.command import Command
+    from muontrap.logic.steps import Step
+
+
+class Identity:
+    """What `user`, `group` and `extra_groups` come to; None leaves what the host has."""
+
+    def __init__(self, command: Command) -> None:
+        account = _account(command.user)
+        self.uid: int | None = account.pw_uid if account else command.user
+        self.gid = _gid(command.group)
+        if self.gid is None and command.user is not None:
+            if account is None:
+                raise ValueError(f"user {command.user!r} has no account: give group= as well")
+            self.gid = account.pw_gid
+        self.groups = _groups(command.extra_groups, account, self.gid)
+        self.variables: dict[bytes, bytes] = {}
+        if account:
+            self.variables = {
+                b"HOME": os.fsencode(account.pw_dir),
+                b"USER": os.fsencode(account.pw_name),
+                b"LOGNAME": os.fsencode(account.pw_name),
+                b"SHELL": os.fsencode(account.pw_shell or "/bin/sh"),
+            }
+        if not command.allow_root:
+            _refuse_root(command, self)
+
+    def steps(self) -> list[Step]:
+        """Return the steps that set it."""
+        steps: list[Step] = []
+        if self.groups is not None:
+            steps.append(("setgroups", tuple(self.groups)))
+        if self.gid is not None:
+            steps.append(("setresgid", (self.gid,)))
+        if self.uid is not None:
+            steps.append(("setresuid", (self.uid,)))
+        return steps
+
+
+def _account(user: str | int | None) -> pwd.struct_passwd | None:
+    if isinstance(user, str):
+        return pwd.getpwnam(user)  # KeyError names it, as with subprocess
+    try:
+        return None if user is None else pwd.getpwuid(user)
+    except KeyError:
+        return None
+
+
+def _gid(group: str | int | None) -> int | None:
+    return grp.getgrnam(group).gr_gid if isinstance(group, str) else group
+
+
+def _groups(
+    extra: Sequence[str | int] | None, account: pwd.struct_passwd | None, gid: int | None
+) -> list[int] | None:
+    """Return the supplementary groups: those asked for, those of the account, or none.
+
+    None, as the host has them, only when neither user nor group is changed.
+    """
+    if extra is not None:
+        return sorted({number for group in extra if (number := _gid(group)) is not None})
+    if gid is None:
+        return None
+    return sorted(set(os.getgrouplist(account.pw_name, gid))) if account else []
+
+
+def _refuse_root(command: Command, identity: Identity) -> None:
+    for option, number in (("user", identity.uid), ("group", identity.gid)):
+        if number == 0:
+            raise ValueError(
+                f"{option} {getattr(command, option) or command.user!r} is {option[0]}id 0: "
+                "pass allow_root=True if that is meant"
+            )

@@ -1,0 +1,277 @@
+"""A description of a command, and its launch.
+
+    host program ── Launcher.launch() ──► Process
+        │  request socket: Launch + descriptors            ▲ status socket: Started | Failed,
+        ▼                                                  │ Suspended, Ended; Stop, Signal
+    guard ── spawn or fork ──► command ── its descendants  ┘
+        ▲ parent, and heir of all orphans
+    watch
+
+The host (this room) checks everything, makes the list of steps and sends it with all descriptors.
+The guard starts the command, ends it when asked, when the host lets go of the status socket or is
+gone, and says so when nothing is left.  The watch ends what the guard leaves behind if it is killed.
+The command's pipes go straight to the host: no byte of output passes through the guard.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import time
+
+from muontrap.host.accounts import Identity
+from muontrap.host.link import MSG_CMSG_CLOEXEC, link_for, wait_readable
+from muontrap.host.paths import candidates, is_local
+from muontrap.host.process import Process
+from muontrap.host.results import CompletedProcess, TimeoutExpired
+from muontrap.host.situation import Situation
+from muontrap.host.streams import Streams
+from muontrap.logic.command import PIPE, Command, check_seconds
+from muontrap.logic.steps import can_spawn, in_order
+from muontrap.logic.wire import Failed, Launch, Received, Started, Stop, decode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from typing_extensions import Unpack
+
+    from muontrap.host.link import Link
+    from muontrap.logic.command import Args, Options
+    from muontrap.logic.steps import Step
+
+# The guard reads requests at once; one that does not is stuck, and the watch will clean up.
+_STUCK_AFTER = 10.0
+
+
+class Launcher:
+    """What to run, checked at once, immutable, to be launched any number of times.
+
+    Args:
+        args: the program and its arguments: a sequence of str, bytes or path-likes.
+        options: keyword options; those of `subprocess` have its meaning.
+            `docs/reference/options.md` explains each.
+
+    Raises:
+        TypeError, ValueError: an option that does not exist, or a value that can't be.
+        KeyError: a user or group that does not exist.
+    """
+
+    def __init__(self, args: Args, /, **options: Unpack[Options]) -> None:
+        self._options = options
+        self._command = Command(args, **options)
+        self._identity = Identity(self._command)
+
+    @property
+    def args(self) -> Args:
+        """The program and its arguments, as given."""
+        args: Args = self._command.args
+        return args
+
+    def launch(self) -> Process:
+        """Start the command.
+
+        Raises:
+            OSError: as `subprocess` raises it: `FileNotFoundError`, `PermissionError` ... with the path of
+                the program or of `cwd`, or with the step that failed.  Nothing is left then.
+            GuardError: the guard could not be started.
+            GuardDied: the guard was killed meanwhile.
+        """
+        return self._launch(None)
+
+    def run(
+        self,
+        *,
+        input: Any = None,
+        capture_output: bool = False,
+        timeout: float | None = None,
+        check: bool = False,
+    ) -> CompletedProcess:
+        """Run the command until nothing of it is left.
+
+        Args:
+            input: str or bytes for its stdin.
+            capture_output: read stdout and stderr.
+            timeout: seconds after which it is ended; None for no limit.
+            check: raise `CalledProcessError` if the return code is not 0.
+
+        Raises:
+            TimeoutExpired: with the output so far, at the latest `timeout` + `delay_to_sigkill` + 0.5 s
+                after the call.
+            CalledProcessError: see `check`.
+            OSError, GuardError, GuardDied: as `launch`.
+        """
+        if timeout is not None:
+            timeout = check_seconds("timeout", timeout)
+        launcher = self._with_pipes(input, capture_output)
+        started = time.monotonic()
+        with launcher._launch(timeout) as process:
+            left = None if timeout is None else max(0.0, started + timeout - time.monotonic())
+            try:
+                result = process.run_to_end(input, left)
+            except TimeoutExpired as error:
+                error.timeout = timeout or 0.0
+                raise
+        if check:
+            result.check_returncode()
+        return result
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in self.__dict__:
+            raise AttributeError(f"a Launcher can't be changed: make another for {name}")
+        super().__setattr__(name, value)
+
+    def __repr__(self) -> str:
+        shown = [f"{name}={value!r}" for name, value in self._options.items() if not name.startswith("env")]
+        return f"Launcher({', '.join([repr(self.args), *shown])})"
+
+    def _with_pipes(self, input: Any, capture_output: bool) -> Launcher:
+        options: dict[str, Any] = {}
+        if input is not None:
+            if self._command.stdin is not None:
+                raise ValueError("stdin and input may not both be given")
+            expected = str if self._command.is_text else (bytes, bytearray, memoryview)
+            if not isinstance(input, expected):
+                raise TypeError(f"input must be {'str' if self._command.is_text else 'bytes'}, not {input!r}")
+            options["stdin"] = PIPE
+        if capture_output:
+            if self._command.stdout is not None or self._command.stderr is not None:
+                raise ValueError("stdout and stderr may not be given with capture_output")
+            options.update(stdout=PIPE, stderr=PIPE)
+        return Launcher(self.args, **{**self._options, **options}) if options else self
+
+    def _launch(self, timeout: float | None) -> Process:
+        command = self._command
+        directory = self._open_directory()
+        try:
+            streams = Streams(command)
+        except BaseException:
+            os.close(directory)
+            raise
+        try:
+            situation = Situation()
+            link = link_for(situation)
+            launch = self._plan(situation, link, streams, directory)
+            status, main = self._request(launch, link, [directory, *streams.sources], timeout)
+            return Process(command, link, status, main, streams.open_files(command))
+        finally:
+            os.close(directory)
+            streams.close()
+
+    def _open_directory(self) -> int:
+        path = self._command.cwd
+        try:
+            return os.open(path or b".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, path and os.fsdecode(path)) from None
+
+    def _plan(self, situation: Situation, link: Link, streams: Streams, directory: int) -> Launch:
+        command = self._command
+        env = self._environment()
+        program = command.executable or command.argv[0]
+        try:
+            found = candidates(program, env, directory)
+        except FileNotFoundError as error:
+            raise self._refused(error.errno or 0, "execve") from None
+        steps = in_order([*self._steps(streams, situation), *self._inherited(situation, link)])
+        return Launch(
+            spawn=int(can_spawn(steps) and all(is_local(path, directory) for path in found)),
+            kill_mode=command.kill_mode.encode("ascii"),
+            delay_to_sigkill=command.delay_to_sigkill,
+            stop_signal=command.stop_signal,
+            candidates=found,
+            argv=command.argv,
+            env=[name + b"=" + value for name, value in env.items()],
+            steps=steps,
+            targets=streams.targets,
+        )
+
+    def _environment(self) -> dict[bytes, bytes]:
+        command = self._command
+        env: dict[bytes, bytes | None] = dict(command.env if command.env is not None else os.environb)
+        if command.env is None:
+            env.update(self._identity.variables)
+        env.update(command.env_update or {})
+        return {name: value for name, value in env.items() if value is not None and name}
+
+    def _steps(self, streams: Streams, situation: Situation) -> list[Step]:
+        """Return what the options ask for."""
+        command = self._command
+        umask = situation.umask if command.umask is None else command.umask
+        steps: list[Step] = [("setsid" if command.start_new_session else "setpgid", ()), ("umask", (umask,))]
+        if command.foreground:
+            steps.append(("foreground", (streams.terminal(),)))
+        for name in ("nice", "oom_score_adj", "pdeathsig"):
+            value = getattr(command, name)
+            if value is not None:
+                steps.append((name, (value,)))
+        if command.cpu_affinity is not None:
+            steps.append(("cpu_affinity", command.cpu_affinity))
+        if command.no_new_privs:
+            steps.append(("no_new_privs", ()))
+        return steps + self._identity.steps()
+
+    def _inherited(self, situation: Situation, link: Link) -> list[Step]:
+        """Return what the host has changed of itself since the guard's start, less what options say."""
+        command = self._command
+        given = {"nice": command.nice, "cpu_affinity": command.cpu_affinity}
+        steps = [step for step in situation.steps_from(link.situation) if given.get(step[0]) is None]
+        return steps + [("rlimit", limits) for limits in command.rlimits]
+
+    def _request(
+        self, launch: Launch, link: Link, fds: list[int], timeout: float | None
+    ) -> tuple[socket.socket, tuple[int, int]]:
+        """Have the guard launch; return the status socket, and the main process's pid and pidfd."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with theirs:
+                link.send(launch, ours, [theirs.fileno(), *fds])
+            return ours, self._answer(link, ours, timeout)
+        except (BrokenPipeError, ConnectionResetError):
+            ours.close()
+            raise link.lost(f"a launch of {self.args!r}") from None
+        except BaseException:
+            ours.close()
+            raise
+
+    def _answer(self, link: Link, status: socket.socket, timeout: float | None) -> tuple[int, int]:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        stuck_at: float | None = time.monotonic() + _STUCK_AFTER
+        while True:
+            until = min((at for at in (deadline, stuck_at) if at is not None), default=None)
+            left = None if until is None else until - time.monotonic()
+            if not wait_readable([status.fileno()], left):
+                if until == deadline:
+                    raise TimeoutExpired(self.args, timeout or 0.0)
+                link.kill_guard()
+                raise link.lost(f"a launch of {self.args!r}, which it did not answer,")
+            data, fds, _, _ = socket.recv_fds(status, 65536, 1, MSG_CMSG_CLOEXEC)
+            answer = decode(data) if data else None
+            if isinstance(answer, Started) and fds:
+                return answer.pid, fds[0]
+            if isinstance(answer, Failed):
+                raise self._refused(answer.errno, answer.step.decode("ascii", "replace"))
+            if not isinstance(answer, Received):
+                raise self._lost_descriptors(link, status)
+            stuck_at = None
+
+    def _lost_descriptors(self, link: Link, status: socket.socket) -> Exception:
+        """Say why there was no answer, or one without its pidfd; undo what was started."""
+        if not link.is_whole:
+            return link.lost(f"a launch of {self.args!r}")
+        try:
+            status.send(Stop(delay=0.0, reason=b"stopped").encode())
+            wait_readable([status.fileno()], _STUCK_AFTER)
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        return self._refused(errno.EMFILE, "descriptors")
+
+    def _refused(self, code: int, step: str) -> OSError:
+        """Return the exception that `subprocess` would raise, which names the step where it could not."""
+        program = self._command.executable or self._command.argv[0]
+        if step == "execve":
+            return OSError(code, os.strerror(code), os.fsdecode(program))
+        if step == "chdir":
+            return OSError(code, os.strerror(code), os.fsdecode(self._command.cwd or b"."))
+        return OSError(code, f"{os.strerror(code)} (at {step})", os.fsdecode(program))

@@ -1,0 +1,251 @@
+"""The host's side of the wire: a guard started, handed requests, watched, replaced."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+import weakref
+from struct import pack
+
+import _cffi_backend
+
+import muontrap
+from muontrap.containment.tagged import TagReader, kill_guardless
+from muontrap.errors import GuardDied, GuardError
+from muontrap.host.situation import Situation
+from muontrap.kernel.process import is_dead, pidfd_open, pidfd_send_signal
+from muontrap.logic.tags import NARROW, WIDE
+from muontrap.logic.wire import Hello, Launch, decode, packets
+
+# A guard starts in 20 to 40 ms; on a machine that swaps, this is still not the time to give up.
+HANDSHAKE_BOUND = 20.0
+# Guard dead: the watch needs milliseconds, or as long as something is in uninterruptible sleep.
+CLEANUP_BOUND = 5.0
+# `socket` has no name for it; <bits/socket.h>, the same on every architecture.
+MSG_CMSG_CLOEXEC = 0x40000000
+_MARKER = "MUONTRAP_GUARD"
+_INTERPRETER = "MUONTRAP_PYTHON"
+# Both folders last, behind the standard library: nothing in them can take the place of its modules.
+_BOOTSTRAP = "import sys; sys.path += sys.argv[3:]; from muontrap.guard.__main__ import run; run()"
+
+
+class Link:
+    """One guard, from its start to its end."""
+
+    def __init__(self, situation: Situation, executable: str, *, keep_privileges: bool) -> None:
+        self.situation = situation
+        self.keep_privileges = keep_privileges
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._requests = ours
+        self._words, words = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._pidfds: list[int] = []
+        try:
+            # Before the guard can read: from now on the kernel says who sends.
+            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            _spawn(executable, theirs.fileno(), words, keep_privileges=keep_privileges)
+            theirs.close()
+            os.close(words)
+            words = -1
+            self.hello = self._shake_hands(executable)
+        except BaseException:
+            theirs.close()
+            if words >= 0:
+                os.close(words)
+            self.close()
+            raise
+        form = {WIDE.width: WIDE, NARROW.width: NARROW}.get(self.hello.tag_width)
+        self._reader = TagReader(form)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether guard and watch are both alive."""
+        return not any(map(is_dead, self._pidfds))
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether this is a forked child's copy, which is of no use to it."""
+        return self._words < 0
+
+    def serves(self, situation: Situation) -> bool:
+        """Tell whether this guard may launch for a host in that situation."""
+        return self.is_whole and (self.keep_privileges or situation.may_use_guard_of(self.situation))
+
+    def send(self, launch: Launch, status: socket.socket, fds: list[int]) -> None:
+        """Hand over a request: `fds` begin with the guard's end of `status`."""
+        channel = self._requests
+        for data, first, after in packets(launch.encode(), len(fds)):
+            some = fds[first:after]
+            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, pack(f"{len(some)}i", *some))
+            channel.sendmsg([data], [rights] if some else [])
+            channel = status
+
+    def kill_guard(self) -> None:
+        """End a guard that does not answer; the watch kills what it had."""
+        pidfd_send_signal(self._pidfds[1], signal.SIGKILL)
+
+    def lost(self, what: str) -> GuardDied:
+        """Wait until guard and watch have cleaned up, clean up what they could not, and say so."""
+        deadline = time.monotonic() + CLEANUP_BOUND
+        for pidfd in self._pidfds:
+            # A watch that a command has stopped can't clean up.
+            pidfd_send_signal(pidfd, signal.SIGCONT)
+        wait_readable([self._pidfds[0]], deadline - time.monotonic())
+        left = kill_guardless(self._reader, self.hello.guard_id, max(0.1, deadline - time.monotonic()))
+        said = self._last_words()
+        return GuardDied(f"the guard died under {what}, which has been killed{said and ': ' + said}", left)
+
+    def close(self) -> None:
+        """Let go of the guard, which then ends all its commands, and itself."""
+        self._requests.close()
+        for fd in (self._words, *self._pidfds):
+            if fd >= 0:
+                os.close(fd)
+        self._words, self._pidfds = -1, []
+
+    def __del__(self) -> None:
+        if getattr(self, "_words", -1) >= 0:
+            self.close()
+
+    def _shake_hands(self, executable: str) -> Hello:
+        if not wait_readable([self._requests.fileno()], HANDSHAKE_BOUND):
+            raise GuardError(f"{executable!r} did not become a guard within {HANDSHAKE_BOUND:g} s")
+        data, fds, _, _ = socket.recv_fds(self._requests, 4096, 2, MSG_CMSG_CLOEXEC)
+        self._pidfds = fds
+        hello = decode(data) if data and len(fds) == 2 else None
+        if not isinstance(hello, Hello):
+            raise GuardError(
+                f"{executable!r} did not become a guard: {self._last_words() or 'it just ended'}. "
+                f"If it is no Python interpreter, set {_INTERPRETER} to one"
+            )
+        return hello
+
+    def _last_words(self) -> str:
+        try:
+            return os.read(self._words, 65536).decode(errors="replace").strip()
+        except BlockingIOError:
+            return ""
+
+
+class _Links:
+    """The host's guards: the one for new launches, and those that still have commands."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.current: Link | None = None
+        self.all: weakref.WeakSet[Link] = weakref.WeakSet()
+
+
+_links = _Links()
+
+
+def link_for(situation: Situation) -> Link:
+    """Return a guard that may launch for a host in that situation; start it if there is none."""
+    with _links.lock:
+        link = _links.current
+        if link is None or not link.serves(situation):
+            link = _start(situation, keep_privileges=False)
+        return link
+
+
+def start_guard(*, keep_privileges: bool = False) -> None:
+    """Start the guard now, rather than with the first launch.
+
+    For hosts that will drop privileges, or enter a sandbox where a guard can't be started.
+
+    Args:
+        keep_privileges: launch through this guard also when the host has other credentials,
+            capabilities or namespaces by then.  Whoever controls the host then has, through the
+            guard, the privileges of now.
+
+    Raises:
+        GuardError: no guard could be started; the message says what to do.
+    """
+    situation = Situation()
+    with _links.lock:
+        link = _links.current
+        if link is None or not link.serves(situation) or link.keep_privileges != keep_privileges:
+            _start(situation, keep_privileges=keep_privileges)
+
+
+def _start(situation: Situation, *, keep_privileges: bool) -> Link:
+    link = Link(situation, interpreter(), keep_privileges=keep_privileges)
+    _links.all.add(link)
+    _links.current = link
+    return link
+
+
+def _forget_in_child() -> None:
+    """In a forked child: close the parent's sockets, which here would hide an `execv` of the parent."""
+    global _links
+    for link in list(_links.all):
+        link.close()
+    _links = _Links()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def wait_readable(fds: list[int], timeout: float | None) -> list[int]:
+    """Return those that are readable, after at most `timeout` s (None: no limit)."""
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    return [fd for fd, _ in poll.poll(None if timeout is None else max(0.0, timeout) * 1000)]
+
+
+def interpreter() -> str:
+    """Return the Python to run the guard with, or raise `GuardError`."""
+    if os.environ.get(_MARKER):
+        raise GuardError(
+            f"{sys.executable!r} was started to be muontrap's guard, but is a program of its own: "
+            f"set {_INTERPRETER} to a Python interpreter"
+        )
+    chosen = os.environ.get(_INTERPRETER)
+    if chosen:
+        return chosen
+    if not sys.executable or getattr(sys, "frozen", False):
+        raise GuardError(
+            f"sys.executable is {sys.executable!r}, which can't run the guard (frozen or embedded "
+            f"Python): set {_INTERPRETER} to a Python interpreter"
+        )
+    return sys.executable
+
+
+def _spawn(executable: str, requests: int, words: int, *, keep_privileges: bool) -> None:
+    """Execute the guard's program, which leaves no child behind."""
+    host = pidfd_open(os.getpid())
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    sources = [null, null, words, requests, host]
+    moved: list[int] = []
+    mode = "keep" if keep_privileges else "check"
+    folders = [os.path.dirname(os.path.abspath(path)) for path in (muontrap.__path__[0], _cffi_backend.__file__)]
+    try:
+        # Above all targets, so that none is overwritten before it is copied.
+        moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in sources]
+        pid = os.posix_spawn(
+            executable,
+            [executable, "-I", "-S", "-c", _BOOTSTRAP, str(os.getpid()), mode, *folders],
+            {**os.environ, _MARKER: "1"},
+            file_actions=[(os.POSIX_SPAWN_DUP2, source, target) for target, source in enumerate(moved)],
+            setsigmask=signal.valid_signals(),
+            setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
+        )
+        _reap(pid)
+    except OSError as error:
+        raise GuardError(f"{executable!r} could not be started as the guard: {error}") from error
+    finally:
+        for fd in (host, null, *moved):
+            os.close(fd)
+
+
+def _reap(pid: int) -> None:
+    try:
+        os.waitpid(pid, 0)
+    except ChildProcessError:
+        pass  # the host ignores SIGCHLD, or waits for any child elsewhere: it is reaped all the same

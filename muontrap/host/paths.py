@@ -1,0 +1,99 @@
+"""Which files a program's name may mean, and whether executing one can hang."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from muontrap.kernel.process import filesystem_type
+from muontrap.logic.executable import HEAD_SIZE, interpreter_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# File systems that answer from this machine alone (statfs(2), <linux/magic.h>): an `execve` on any
+# other (NFS, FUSE, autofs ...) can hang, and with `posix_spawn` the guard would hang with it.
+_LOCAL = frozenset({
+    0xEF53,  # ext2, ext3, ext4
+    0x58465342,  # xfs
+    0x9123683E,  # btrfs
+    0x2FC12FC1,  # zfs
+    0xCA451A4E,  # bcachefs
+    0xF2F52010,  # f2fs
+    0x01021994,  # tmpfs
+    0x858458F6,  # ramfs
+    0x794C7630,  # overlayfs
+    0x73717368,  # squashfs
+    0xE0F5E1E2,  # erofs
+    0x52654973,  # reiserfs
+    0x3153464A,  # jfs
+    0x24051905,  # ubifs
+    0x72B6,  # jffs2
+    0x4D44,  # vfat
+    0x9660,  # iso9660
+    0x00C0FFEE,  # hostfs of user-mode-linux
+})  # fmt: skip
+# A script's interpreter may be a script, up to this depth (BINPRM_MAX_RECURSION, execve(2)).
+_DEPTH = 5
+_interpreters: dict[tuple[int, int, int, int], bytes | None] = {}
+
+
+def candidates(program: bytes, env: Mapping[bytes, bytes], directory: int) -> list[bytes]:
+    """Return the files that `execvp` would try, without those that are not there.
+
+    Args:
+        program: its name; searched for in PATH if there is no slash in it.
+        env: the command's environment, whose PATH counts, as with `subprocess`.
+        directory: descriptor of the command's working directory, which relative paths start from.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if b"/" in program:
+        paths = [program]
+    else:
+        folders = env.get(b"PATH", os.fsencode(os.defpath)).split(b":")
+        paths = [os.path.join(folder, program) for folder in folders]
+    found = [path for path in paths if _may_be_there(path, directory)]
+    if not found:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    return found
+
+
+def _may_be_there(path: bytes, directory: int) -> bool:
+    try:
+        os.stat(path, dir_fd=directory)
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENOTDIR)
+    return True
+
+
+def is_local(path: bytes, directory: int) -> bool:
+    """Tell whether the program, what interprets it, and the working directory are on local file systems."""
+    here = b"/proc/self/fd/%d" % directory
+    try:
+        if filesystem_type(here) not in _LOCAL:
+            return False
+        for _ in range(_DEPTH):
+            path = os.path.join(here, path)
+            if filesystem_type(path) not in _LOCAL:
+                return False
+            interpreter = _interpreter(path)
+            if interpreter is None:
+                return True
+            path = interpreter
+    except OSError:
+        return False
+    return False
+
+
+def _interpreter(path: bytes) -> bytes | None:
+    seen = os.stat(path)
+    key = (seen.st_dev, seen.st_ino, seen.st_mtime_ns, seen.st_ctime_ns)
+    if key not in _interpreters:
+        with open(path, "rb", buffering=0) as file:
+            _interpreters[key] = interpreter_of(file.read(HEAD_SIZE))
+        if len(_interpreters) > 1000:
+            _interpreters.pop(next(iter(_interpreters)))
+    return _interpreters.get(key)

@@ -1,0 +1,328 @@
+"""A running command, as the host sees it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+import warnings
+import weakref
+
+from muontrap.errors import GuardDied
+from muontrap.host.exchange import Exchange
+from muontrap.host.link import wait_readable
+from muontrap.host.results import CompletedProcess, TimeoutExpired
+from muontrap.kernel.process import pidfd_send_signal
+from muontrap.logic.command import check_seconds
+from muontrap.logic.escalation import KILL_BOUND
+from muontrap.logic.wire import Ended, Record, Signal, Stop, Suspended, decode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import IO, Any
+
+    from muontrap.host.link import Link
+    from muontrap.logic.command import Args, Command
+
+# After the grace, and what the guard waits for things that do not die: run() has promised 0.5 s.
+_END_BOUND = KILL_BOUND + 0.05
+# A guard that does not answer for this long beyond all that it may need is not waited for.
+_ANSWER_BOUND = 5.0
+
+
+class Process:
+    """A command that `Launcher.launch` started; it has no public constructor.
+
+    All methods may be called from any thread.  Leaving it as a context manager stops the command;
+    so does its garbage collection, with a `ResourceWarning`.
+
+    Attributes:
+        args: as given.
+        pid: of the main process, its own until nothing of the command is left.
+        pidfd: descriptor of the main process; closed by `close`.
+        stdin, stdout, stderr: file objects of those that are `PIPE`, else None.
+    """
+
+    args: Args
+    pid: int
+    pidfd: int
+    stdin: IO[Any] | None
+    stdout: IO[Any] | None
+    stderr: IO[Any] | None
+
+    def __init__(
+        self,
+        command: Command,
+        link: Link,
+        status: socket.socket,
+        main: tuple[int, int],
+        files: tuple[IO[Any] | None, IO[Any] | None, IO[Any] | None],
+    ) -> None:
+        self.args = command.args
+        self.pid, self.pidfd = main
+        self.stdin, self.stdout, self.stderr = files
+        self._delay = command.delay_to_sigkill
+        self._link = link
+        self._status = status
+        self._lock = threading.Lock()
+        self._result: CompletedProcess | None = None
+        self._died: GuardDied | None = None
+        self._suspended: int | None = None
+        self._exchange = Exchange(command, files)
+        _processes.add(self)
+
+    @property
+    def returncode(self) -> int | None:
+        """The return code, None until `poll` or `wait` has seen the end."""
+        return self._result.returncode if self._result else None
+
+    @property
+    def result(self) -> CompletedProcess | None:
+        """How it ended, None until `poll` or `wait` has seen the end."""
+        return self._result
+
+    def fileno(self) -> int:
+        """Return a descriptor that becomes readable when nothing of the command is left.
+
+        For `select` and event loops; then `poll` has the result.  (It is readable also when a command
+        with `start_new_session=False` is stopped by a signal: `poll` returns None then.)
+        """
+        return self._status.fileno()
+
+    def poll(self) -> int | None:
+        """Return the return code if nothing of the command is left, else None.
+
+        Raises:
+            GuardDied: guard or watch were killed; the command is dead.
+        """
+        self._wait_until(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Wait until nothing of the command is left, and return the return code.
+
+        That is None when its main process can't be ended: see `result`.
+
+        Args:
+            timeout: seconds; None waits for ever.
+
+        Raises:
+            TimeoutExpired: the command still runs.
+            GuardDied: guard or watch were killed; the command is dead.
+        """
+        deadline = None if timeout is None else time.monotonic() + check_seconds("timeout", timeout)
+        if not self._wait_until(deadline):
+            assert timeout is not None
+            raise TimeoutExpired(self.args, timeout)
+        return self.returncode
+
+    def communicate(self, input: Any = None, timeout: float | None = None) -> tuple[Any, Any]:
+        """Write `input`, read stdout and stderr until nothing of the command is left; return both.
+
+        Unlike `subprocess`, it does not wait for end of file: what was written before the end is
+        there, and who else holds the pipes does not matter.
+
+        Raises:
+            TimeoutExpired: the command still runs; calling again goes on, and nothing is lost.
+            GuardDied: guard or watch were killed; the command is dead.
+        """
+        deadline = None if timeout is None else time.monotonic() + check_seconds("timeout", timeout)
+        if not self._exchange_until(deadline, input):
+            assert timeout is not None
+            raise TimeoutExpired(self.args, timeout, *self._exchange.so_far())
+        return self._exchange.output()
+
+    def send_signal(self, signum: int) -> None:
+        """Send a signal to the main process; nothing happens if it has ended.
+
+        Raises:
+            PermissionError: it runs as another user.
+        """
+        self._check_here()
+        if self.pidfd >= 0:
+            pidfd_send_signal(self.pidfd, signum)
+
+    def terminate(self) -> None:
+        """Send SIGTERM to the main process. `stop` does more."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL to the whole command; `send_signal(SIGKILL)` reaches its main process alone."""
+        self._ask(0.0, b"stopped")
+
+    def stop(self, delay_to_sigkill: float | None = None) -> CompletedProcess:
+        """End the command: the stop signal, then SIGKILL for what is left after the grace.
+
+        Args:
+            delay_to_sigkill: seconds of grace; None for the launcher's.
+
+        Returns:
+            How it ended, also when that was before.
+
+        Raises:
+            GuardDied: guard or watch were killed; the command is dead.
+            TimeoutExpired: the guard did not say the end in time.
+        """
+        delay = self._delay
+        if delay_to_sigkill is not None:
+            delay = check_seconds("delay_to_sigkill", delay_to_sigkill)
+        self._ask(delay, b"stopped")
+        bound = delay + _ANSWER_BOUND
+        if not self._wait_until(time.monotonic() + bound):
+            raise TimeoutExpired(self.args, bound)
+        assert self._result is not None
+        return self._result
+
+    def close(self) -> None:
+        """Stop the command if it runs, and close all descriptors."""
+        if self.pidfd < 0:
+            return
+        try:
+            if self._result is None and self._died is None:
+                self.stop()
+        finally:
+            self._close_files()
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "pidfd", -1) < 0:
+            return
+        if self._result is None and self._died is None and not self._link.is_closed:
+            warnings.warn(f"command {self.pid} still runs, and is stopped", ResourceWarning, source=self)
+            self._tell(Stop(delay=-1.0, reason=b"stopped"))
+        self._close_files()
+
+    def __repr__(self) -> str:
+        return f"<Process {self.pid} of {self.args!r}: {self._result or 'running'}>"
+
+    @property
+    def suspended(self) -> int | None:
+        """The signal that stopped the main process, if `poll` has seen that since the last `resume`.
+
+        Only of a command with `start_new_session=False`: it shares the host's terminal, and Ctrl-Z.
+        """
+        return self._suspended
+
+    def resume(self) -> None:
+        """Let a suspended command go on, in the foreground if it was there and the host is now."""
+        self._suspended = None
+        self._tell(Signal(signum=signal.SIGCONT))
+
+    def run_to_end(self, input: Any, timeout: float | None) -> CompletedProcess:
+        """Communicate until nothing is left; end the command when the time is over.
+
+        Raises:
+            TimeoutExpired: with the output so far; at the latest 0.5 s after the grace.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if self._exchange_until(deadline, input):
+            assert self._result is not None
+            self._result.stdout, self._result.stderr = self._exchange.output()
+            return self._result
+        assert timeout is not None
+        self._ask(self._delay, b"timeout")
+        ended = self._exchange_until(time.monotonic() + self._delay + _END_BOUND)
+        error = TimeoutExpired(self.args, timeout, *self._exchange.so_far(), self._result)
+        if not ended:
+            self._close_files()  # the guard goes on hunting what does not die
+        raise error
+
+    def _ask(self, delay: float, reason: bytes) -> None:
+        self._check_here()
+        if self._result is None and self._died is None:
+            self._tell(Stop(delay=delay, reason=reason))
+
+    def _tell(self, record: Record) -> None:
+        try:
+            self._status.send(record.encode())
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the end, or the guard's death, is there to be read
+
+    def _exchange_until(self, deadline: float | None, input: Any = None) -> bool:
+        """Move input and output until the end; return whether it came before the deadline."""
+        self._exchange.feed(input)
+        while not self._read_status():
+            if not self._exchange.wait(self.fileno(), deadline):
+                return False
+        self._exchange.drain()
+        return True
+
+    def _wait_until(self, deadline: float | None) -> bool:
+        self._check_here()
+        while not self._read_status():
+            left = None if deadline is None else deadline - time.monotonic()
+            if not wait_readable([self.fileno()], left) and deadline is not None:
+                return False
+        return True
+
+    def _read_status(self) -> bool:
+        """Take what the guard has said; return whether it has said the end.
+
+        Raises `GuardDied` if it never will.
+        """
+        self._check_here()
+        with self._lock:
+            while self._result is None and self._died is None:
+                try:
+                    data = self._status.recv(65536, socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    return False
+                except ConnectionResetError:
+                    data = b""
+                self._take(decode(data) if data else None)
+            if self._died:
+                raise self._died
+            return True
+
+    def _take(self, record: Record | None) -> None:
+        if record is None:
+            self._died = self._link.lost(f"command {self.pid} ({self.args!r})")
+        elif isinstance(record, Ended):
+            self._result = CompletedProcess(self.args, record)
+        elif isinstance(record, Suspended):
+            self._suspended = record.signum
+
+    def _forget_in_child(self) -> None:
+        """Close what the guard would see open although the host, the parent, has closed it."""
+        self._status.close()
+        os.close(self.pidfd)
+        self.pidfd = -1
+
+    def _check_here(self) -> None:
+        if self._link.is_closed:
+            raise ValueError(f"command {self.pid} was launched by the process that this one was forked from")
+
+    def _close_files(self) -> None:
+        for file in (self.stdin, self.stdout, self.stderr):
+            if file:
+                try:
+                    file.close()
+                except BrokenPipeError:
+                    pass  # input that the command did not read
+        self._status.close()
+        os.close(self.pidfd)
+        self.pidfd = -1
+        _processes.discard(self)
+
+
+_processes: weakref.WeakSet[Process] = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    global _processes
+    for process in list(_processes):
+        process._forget_in_child()
+    _processes = weakref.WeakSet()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

@@ -1,0 +1,183 @@
+"""How a command ended: subprocess's classes, with why, with what was sent, and with what was used."""
+
+from __future__ import annotations
+
+import subprocess
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Literal
+
+    from muontrap.logic.wire import Ended
+
+    Reason = Literal["exited", "signal", "timeout", "stopped", "host-gone"]
+
+
+class _Values:
+    """Immutable attributes, compared and shown together."""
+
+    def __init__(self, **values: object) -> None:
+        self.__dict__.update(values)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{type(self).__name__} can't be changed")
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.__dict__ == other.__dict__
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.__dict__.values()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
+
+class SignalSent(_Values):
+    """A signal that muontrap sent to a command.
+
+    Attributes:
+        signal: its number.
+        when: seconds after the launch, of the first of them.
+        count: to how many processes.
+    """
+
+    signal: int
+    when: float
+    count: int
+
+
+class Usage(_Values):
+    """What a command used. See getrusage(2).
+
+    All but `wall` is of the main process and of the descendants that were waited for.
+
+    Attributes:
+        wall: seconds from the launch until nothing was left.
+        user: seconds of CPU in user mode.
+        system: seconds of CPU in the kernel.
+        max_rss: bytes of the largest process's peak memory.  None for a small command: the kernel
+            begins that figure at what the guard had, which is no figure of the command.
+        minor_faults, major_faults, blocks_read, blocks_written, voluntary_switches,
+            involuntary_switches: counts.
+    """
+
+    wall: float
+    user: float
+    system: float
+    max_rss: int | None
+    minor_faults: int
+    major_faults: int
+    blocks_read: int
+    blocks_written: int
+    voluntary_switches: int
+    involuntary_switches: int
+
+
+class CompletedProcess(subprocess.CompletedProcess["Any"]):
+    """A command of which nothing is left, but for the pids that it says.
+
+    Attributes:
+        args, returncode, stdout, stderr: as `subprocess` has them.  `returncode` is None when the main
+            process could not be ended; see `unkillable` and `not_permitted`.
+        reason: why it ended: "exited" or "signal" by itself; "timeout", "stopped" or "host-gone"
+            when muontrap had begun to end it before its main process died.
+        signals_sent: what muontrap sent, in order (`SignalSent`).
+        usage: what it used (`Usage`).
+        not_permitted: pids of processes that this user may not signal, left running.
+        unkillable: pids of processes that did not die on SIGKILL (uninterruptible sleep).
+    """
+
+    reason: Reason
+    signals_sent: tuple[SignalSent, ...]
+    usage: Usage
+    not_permitted: tuple[int, ...]
+    unkillable: tuple[int, ...]
+
+    def __init__(self, args: Any, ended: Ended, stdout: Any = None, stderr: Any = None) -> None:
+        super().__init__(args, _returncode(ended.status), stdout, stderr)  # type: ignore[arg-type]
+        by_itself = "signal" if self.returncode is not None and self.returncode < 0 else "exited"
+        self.reason = ended.reason.decode("ascii") or by_itself  # type: ignore[assignment]
+        self.signals_sent = tuple(
+            SignalSent(signal=int(number), when=when, count=int(count))
+            for number, when, count in zip(*[iter(ended.sent)] * 3)
+        )
+        user, system, peak, *counts = ended.usage
+        self.usage = Usage(
+            wall=ended.wall,
+            user=user,
+            system=system,
+            max_rss=int(peak) * 1024 if peak >= 0 else None,
+            **dict(zip(_COUNTS, map(int, counts))),
+        )
+        self.not_permitted = tuple(ended.not_permitted)
+        self.unkillable = tuple(ended.unkillable)
+
+    def check_returncode(self) -> None:
+        """Raise `CalledProcessError` if the return code is not 0."""
+        if self.returncode != 0:
+            raise CalledProcessError(self)
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]}, reason={self.reason!r})"
+
+
+class CalledProcessError(subprocess.CalledProcessError):
+    """Raised for a return code that is not 0, where that was asked for.
+
+    Attributes:
+        result: the `CompletedProcess`.
+    """
+
+    def __init__(self, result: CompletedProcess) -> None:
+        super().__init__(result.returncode, result.args, result.stdout, result.stderr)
+        self.result = result
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.result,)
+
+    def __str__(self) -> str:
+        if self.returncode is None:
+            left = ", ".join(map(str, self.result.unkillable + self.result.not_permitted))
+            return f"Command {self.cmd!r} could not be ended: still running are {left}."
+        return super().__str__()
+
+
+class TimeoutExpired(subprocess.TimeoutExpired):
+    """Raised when a time is over; with `run`, the command has been ended by then.
+
+    Attributes:
+        cmd, timeout, output, stdout, stderr: as `subprocess` has them, with what was read so far.
+        result: the `CompletedProcess`; None when the command still runs (`Process.wait`,
+            `Process.communicate`), or was still dying when `run` had to return.
+    """
+
+    def __init__(
+        self,
+        cmd: Any,
+        timeout: float,
+        output: Any = None,
+        stderr: Any = None,
+        result: CompletedProcess | None = None,
+    ) -> None:
+        super().__init__(cmd, timeout, output, stderr)
+        self.result = result
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.cmd, self.timeout, self.output, self.stderr, self.result)
+
+
+_COUNTS = (
+    "minor_faults",
+    "major_faults",
+    "blocks_read",
+    "blocks_written",
+    "voluntary_switches",
+    "involuntary_switches",
+)
+
+
+def _returncode(status: int) -> int | None:
+    """Return a waitpid(2) status as `subprocess` does: negative for a signal."""
+    if status < 0:
+        return None
+    return -(status & 0x7F) if status & 0x7F else status >> 8

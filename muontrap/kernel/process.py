@@ -1,0 +1,128 @@
+"""Processes: pidfds, prctl, limits of other processes, the file system of a program."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+
+from muontrap.kernel.abi import check, libc, syscall
+from muontrap.kernel._generated_ffi import ffi
+
+RLIMIT_LOCKS = libc.RLIMIT_LOCKS
+RLIM_INFINITY = 2**64 - 1
+
+
+def pidfd_open(pid: int) -> int:
+    """Return a close-on-exec descriptor of process `pid`. See pidfd_open(2), Linux 5.3."""
+    return check(syscall(libc.SYS_pidfd_open, pid, 0), "pidfd_open")
+
+
+def pidfd_open_if_there(pid: int) -> int | None:
+    """Return a pidfd, or None when there is no such process any more.
+
+    EINVAL too is "gone": the kernel gives it for a thread's number, and in a race with an exit.
+    """
+    try:
+        return pidfd_open(pid)
+    except OSError as error:
+        if error.errno in (errno.ESRCH, errno.EINVAL):
+            return None
+        raise
+
+
+def pidfd_send_signal(pidfd: int, signum: int) -> bool:
+    """Send a signal; return False when the process has been reaped. See pidfd_send_signal(2)."""
+    if syscall(libc.SYS_pidfd_send_signal, pidfd, signum, 0, 0) == -1:
+        if ffi.errno == errno.ESRCH:
+            return False
+        check(-1, "pidfd_send_signal")
+    return True
+
+
+def is_dead(pidfd: int) -> bool:
+    """Tell whether all threads of the process have ended: a zombie counts as dead."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def close_on_exec_from(first: int) -> None:
+    """Mark all descriptors from `first` on close-on-exec. See close_range(2), Linux 5.11."""
+    if syscall(libc.SYS_close_range, first, 0x7FFFFFFF, libc.CLOSE_RANGE_CLOEXEC) == -1:
+        for name in os.listdir("/proc/self/fd"):
+            if int(name) >= first:
+                try:
+                    os.set_inheritable(int(name), False)
+                except OSError as error:
+                    if error.errno != errno.EBADF:  # the listing's own descriptor
+                        raise
+
+
+def set_name(name: bytes) -> None:
+    """Set the name that /proc/PID/comm shows, 15 bytes at most. See PR_SET_NAME(2const)."""
+    check(libc.prctl(libc.PR_SET_NAME, ffi.from_buffer(name + b"\0")), "PR_SET_NAME")
+
+
+def set_dumpable(dumpable: bool) -> None:
+    """Allow or forbid tracing by processes of the same user. See PR_SET_DUMPABLE(2const)."""
+    _prctl("PR_SET_DUMPABLE", libc.PR_SET_DUMPABLE, int(dumpable))
+
+
+def set_child_subreaper() -> None:
+    """Adopt the orphans among this process's descendants. See PR_SET_CHILD_SUBREAPER(2const)."""
+    _prctl("PR_SET_CHILD_SUBREAPER", libc.PR_SET_CHILD_SUBREAPER, 1)
+
+
+def set_no_new_privs() -> None:
+    """Let no `execve` give privileges from now on. See PR_SET_NO_NEW_PRIVS(2const)."""
+    _prctl("PR_SET_NO_NEW_PRIVS", libc.PR_SET_NO_NEW_PRIVS, 1)
+
+
+def set_pdeathsig(signum: int) -> None:
+    """Ask for a signal when the parent thread ends. See PR_SET_PDEATHSIG(2const)."""
+    _prctl("PR_SET_PDEATHSIG", libc.PR_SET_PDEATHSIG, signum)
+
+
+def _prctl(call: str, option: int, value: int) -> None:
+    rest = [ffi.cast("unsigned long", 0)] * 3
+    check(libc.prctl(option, ffi.cast("unsigned long", value), *rest), call)
+
+
+# musl has one prlimit, with 64 bits; glibc's plain one has 32 where long has.
+_prlimit = getattr(libc, "prlimit64", None) or libc.prlimit  # type: ignore[attr-defined]
+_limit = ffi.new("struct rlimit64 *")
+
+
+def get_limit(pid: int, resource: int) -> tuple[int, int]:
+    """Return (soft, hard) of process `pid`, 0 being the caller. See prlimit(2)."""
+    limit = ffi.new("struct rlimit64 *")
+    check(_prlimit(pid, resource, ffi.NULL, limit), "prlimit")
+    return limit.rlim_cur, limit.rlim_max
+
+
+def get_soft_limit(pid: int, resource: int) -> int | None:
+    """Return the soft limit of `pid`, None where this process may not read it (EPERM).
+
+    Not for two threads at once: it is called for every process of the machine, into one buffer.
+    """
+    if _prlimit(pid, resource, ffi.NULL, _limit) == -1:
+        if ffi.errno == errno.EPERM:
+            return None
+        check(-1, "prlimit")
+    soft: int = _limit.rlim_cur
+    return soft
+
+
+def set_limit(resource: int, soft: int, hard: int) -> None:
+    """Set a limit of the calling process. See prlimit(2)."""
+    check(_prlimit(0, resource, ffi.new("struct rlimit64 *", (soft, hard)), ffi.NULL), "prlimit")
+
+
+def filesystem_type(path: bytes) -> int:
+    """Return the magic number of the file system that `path` lies on. See statfs(2)."""
+    buffer = ffi.new("unsigned long[64]")
+    check(libc.statfs(path, buffer), "statfs", path)
+    # s390x has f_type and f_bsize as two 32-bit words, big-endian, where others have a long.
+    word: int = buffer[0]
+    return word >> 32 or word

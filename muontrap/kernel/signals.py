@@ -1,0 +1,51 @@
+"""Signals: what is blocked, ignored, or read from a descriptor.
+
+`_signal`, the C half of `signal`, is used for itself: `signal` imports `enum`, which costs a
+guard more time than all the rest of it (docs/explanation/architecture.md).
+"""
+
+from __future__ import annotations
+
+import _signal
+import os
+
+from muontrap.kernel._generated_ffi import ffi
+from muontrap.kernel.abi import check, libc
+
+ALL = tuple(range(1, _signal.NSIG))
+# glibc and musl keep 32 to 34 for themselves; SIGKILL and SIGSTOP have no disposition to set.
+DEFAULTABLE = tuple(
+    number for number in ALL if number not in (_signal.SIGKILL, _signal.SIGSTOP, 32, 33, 34)
+)
+_SIGINFO_SIZE = 128
+
+
+def open_signalfd(*signums: int) -> int:
+    """Return a descriptor that is readable while one of these blocked signals is pending."""
+    mask = ffi.new("unsigned long[16]")
+    libc.sigemptyset(mask)
+    for signum in signums:
+        libc.sigaddset(mask, signum)
+    return check(libc.signalfd(-1, mask, os.O_NONBLOCK | os.O_CLOEXEC), "signalfd")
+
+
+def drain(signalfd: int) -> None:
+    """Take all pending signals off a signalfd."""
+    try:
+        while len(os.read(signalfd, 16 * _SIGINFO_SIZE)) == 16 * _SIGINFO_SIZE:
+            pass
+    except BlockingIOError:
+        pass
+
+
+def block_all() -> None:
+    """Block every signal that can be blocked, in the calling thread."""
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ALL)
+
+
+def reset() -> None:
+    """Unblock all signals and give each its default action, as a command expects at its start."""
+    for signum in DEFAULTABLE:
+        if _signal.getsignal(signum) is not _signal.SIG_DFL:
+            _signal.signal(signum, _signal.SIG_DFL)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())

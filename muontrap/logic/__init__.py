@@ -1,0 +1,1 @@
+"""Decisions: values, machines, codecs and parsers, without I/O and without a clock."""

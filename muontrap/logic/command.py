@@ -1,0 +1,276 @@
+"""What to run: the options of a command, every one checked before anything is started."""
+
+from __future__ import annotations
+
+import codecs
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+from muontrap.logic.escalation import KILL_MODES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from os import PathLike
+    from typing import IO, Any, Literal, TypedDict, Union
+
+    from typing_extensions import Unpack
+
+    Text = Union[str, bytes]
+    Path = Union[str, bytes, PathLike[str], PathLike[bytes]]
+    Args = Sequence[Path]
+    Stream = Union[None, int, IO[Any]]
+    KillMode = Literal["mixed", "control-group", "process"]
+
+    class Options(TypedDict, total=False):
+        """Keyword options of `Launcher` and `run`. `docs/reference/options.md` explains each."""
+
+        executable: Path | None
+        stdin: Stream
+        stdout: Stream
+        stderr: Stream
+        bufsize: int
+        text: bool | None
+        encoding: str | None
+        errors: str | None
+        cwd: Path | None
+        env: Mapping[str, str] | Mapping[bytes, bytes] | None
+        env_update: Mapping[str, str | None] | Mapping[bytes, bytes | None] | None
+        user: str | int | None
+        group: str | int | None
+        extra_groups: Sequence[str | int] | None
+        allow_root: bool
+        umask: int | None
+        pass_fds: Sequence[int]
+        start_new_session: bool
+        foreground: bool
+        kill_mode: KillMode
+        delay_to_sigkill: float
+        stop_signal: int
+        rlimits: Mapping[int, int | tuple[int, int]]
+        nice: int | None
+        cpu_affinity: Sequence[int] | None
+        oom_score_adj: int | None
+        no_new_privs: bool
+        pdeathsig: int | None
+
+    Checker = Callable[[str, Any], Any]
+
+
+# subprocess's own values, so that its constants and ours are the same (it is not imported here).
+PIPE, STDOUT, DEVNULL = -1, -2, -3
+
+_RLIMIT_LOCKS = 10
+_REFUSED = {
+    "shell": "shell=True is refused: give the program and its arguments as a list, or "
+    "['sh', '-c', script] where a shell is meant",
+    "preexec_fn": "preexec_fn is refused, for it is not safe with threads: use rlimits, nice, "
+    "cpu_affinity, umask, user, group, no_new_privs, oom_score_adj, pdeathsig or start_new_session",
+}
+
+
+class Command:
+    """A checked, immutable description; attributes are the options by name, besides `args`, `argv`."""
+
+    def __init__(self, args: Args, /, **options: Unpack[Options]) -> None:
+        given: dict[str, Any] = dict(options)
+        for name, message in _REFUSED.items():
+            if given.pop(name, None):
+                raise TypeError(message)
+        unknown = sorted(given.keys() - _CHECKERS.keys())
+        if unknown:
+            raise TypeError(f"unknown option {unknown[0]!r}; there are {', '.join(_CHECKERS)}")
+        values = {
+            name: check(name, given.get(name, default)) for name, (default, check) in _CHECKERS.items()
+        }
+        values.update(args=args, argv=_argv(args))
+        _check_together(values)
+        self.__dict__.update(values)
+
+    def __getattr__(self, name: str) -> Any:
+        # For checkers: what `__init__` put into `__dict__` is found before this is asked.
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a {type(self).__name__} can't be changed: make another for {name}")
+
+    @property
+    def is_text(self) -> bool:
+        """Whether streams are text, as `subprocess` decides it."""
+        return bool(self.text or self.encoding or self.errors)
+
+
+def encode(name: str, value: Any) -> bytes:
+    """Return a string, bytes or path-like as the bytes that the kernel takes."""
+    if hasattr(value, "__fspath__"):
+        value = value.__fspath__()
+    if isinstance(value, str):
+        value = value.encode(sys.getfilesystemencoding(), "surrogateescape")
+    if not isinstance(value, bytes):
+        raise TypeError(f"{name} must be str, bytes or path-like, not {value!r}")
+    if b"\0" in value:
+        raise ValueError(f"{name} has an embedded null byte: {value!r}")
+    return value
+
+
+def check_seconds(name: str, value: float) -> float:
+    """Return a time in seconds, or raise for anything that is no finite number from 0 on."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number of seconds, not {value!r}")
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} must be a finite number of seconds, 0 or more, not {value!r}")
+    return float(value)
+
+
+def _argv(args: Args) -> tuple[bytes, ...]:
+    if isinstance(args, (str, bytes)) or hasattr(args, "__fspath__"):
+        raise TypeError(
+            f"args must be a sequence such as ['ls', '-l'], not {args!r}: no shell splits it "
+            "(shlex.split does, where that is wanted)"
+        )
+    argv = tuple(encode(f"args[{index}]", value) for index, value in enumerate(args))
+    if not argv:
+        raise ValueError("args is empty: it must begin with the program")
+    return argv
+
+
+def _check_together(values: dict[str, Any]) -> None:
+    if values["stdin"] == STDOUT or values["stdout"] == STDOUT:
+        raise ValueError("STDOUT is for stderr alone")
+    if values["foreground"] and values["start_new_session"]:
+        raise ValueError("foreground=True needs start_new_session=False: a new session has no terminal")
+    if values["extra_groups"] is None and values["group"] is not None and values["user"] is None:
+        values["extra_groups"] = ()
+
+
+def _optional(check: Checker) -> Checker:
+    return lambda name, value: None if value is None else check(name, value)
+
+
+def _integer(low: int, high: int) -> Checker:
+    def check(name: str, value: Any) -> int:
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise TypeError(f"{name} must be an integer, not {value!r}")
+        if not low <= value <= high:
+            raise ValueError(f"{name} must be from {low} to {high}, not {value!r}")
+        return int(value)
+
+    return check
+
+
+def _boolean(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, not {value!r}")
+    return value
+
+
+def _stream(name: str, value: Any) -> Any:
+    if value is None or hasattr(value, "fileno"):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and value >= DEVNULL:
+        return value
+    raise TypeError(f"{name} must be None, PIPE, DEVNULL, a descriptor or a file, not {value!r}")
+
+
+def _codec(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string, not {value!r}")
+    (codecs.lookup if name == "encoding" else codecs.lookup_error)(value)
+    return value
+
+
+def _environment(name: str, value: Any) -> dict[bytes, bytes | None]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} must be a mapping, not {value!r}")
+    variables = {}
+    for key, text in value.items():
+        variable = encode(f"a name in {name}", key)
+        if not variable or b"=" in variable:
+            raise ValueError(f"illegal environment variable name in {name}: {key!r}")
+        removed = text is None and name == "env_update"
+        variables[variable] = None if removed else encode(f"{name}[{key!r}]", text)
+    return variables
+
+
+def _account(name: str, value: Any) -> str | int:
+    if isinstance(value, str):
+        encode(name, value)
+        return value
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a name or a number, not {value!r}")
+    # -1, and so the highest number, means "leave as it is" to setresuid(2).
+    return int(_integer(0, 2**32 - 2)(name, value))
+
+
+def _sequence(check: Checker, least: int = 0) -> Checker:
+    def check_all(name: str, value: Any) -> tuple[Any, ...]:
+        if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
+            raise TypeError(f"{name} must be a sequence, not {value!r}")
+        items = tuple(check(f"{name}[{index}]", item) for index, item in enumerate(value))
+        if len(items) < least:
+            raise ValueError(f"{name} must have at least {least} item, not {value!r}")
+        return items
+
+    return check_all
+
+
+def _rlimits(name: str, value: Any) -> tuple[tuple[int, int, int], ...]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} must be a mapping such as {{RLIMIT_NOFILE: 64}}, not {value!r}")
+    limits = []
+    for key, limit in value.items():
+        resource = _integer(0, 15)(f"a key of {name}", key)
+        if resource == _RLIMIT_LOCKS:
+            raise ValueError(f"{name}: RLIMIT_LOCKS, which Linux does not enforce, is muontrap's tag")
+        pair = limit if isinstance(limit, (tuple, list)) else (limit, limit)
+        if len(pair) != 2:
+            raise ValueError(f"{name}[{key!r}] must be a number or (soft, hard), not {limit!r}")
+        soft, hard = (_integer(-1, 2**63 - 1)(f"{name}[{key!r}]", number) for number in pair)
+        if hard != -1 and (soft == -1 or soft > hard):
+            raise ValueError(f"{name}[{key!r}] has a soft limit above the hard one: {limit!r}")
+        limits.append((resource, soft, hard))
+    return tuple(limits)
+
+
+def _kill_mode(name: str, value: Any) -> str:
+    if value not in KILL_MODES:
+        raise ValueError(f"{name} must be one of {', '.join(KILL_MODES)}, not {value!r}")
+    return str(value)
+
+
+def _any(name: str, value: Any) -> Any:
+    return bool(value)
+
+
+_SIGNAL = _integer(1, 64)
+_DESCRIPTOR = _integer(0, 2**31 - 1)
+_CHECKERS: dict[str, tuple[Any, Checker]] = {
+    "executable": (None, _optional(encode)),
+    "stdin": (None, _stream),
+    "stdout": (None, _stream),
+    "stderr": (None, _stream),
+    "bufsize": (-1, _integer(-1, 2**31 - 1)),
+    "text": (None, _any),
+    "encoding": (None, _optional(_codec)),
+    "errors": (None, _optional(_codec)),
+    "cwd": (None, _optional(encode)),
+    "env": (None, _optional(_environment)),
+    "env_update": (None, _optional(_environment)),
+    "user": (None, _optional(_account)),
+    "group": (None, _optional(_account)),
+    "extra_groups": (None, _optional(_sequence(_account))),
+    "allow_root": (False, _boolean),
+    "umask": (None, _optional(_integer(0, 0o777))),
+    "pass_fds": ((), _sequence(_DESCRIPTOR)),
+    "start_new_session": (True, _boolean),
+    "foreground": (False, _boolean),
+    "kill_mode": ("mixed", _kill_mode),
+    "delay_to_sigkill": (0.5, check_seconds),
+    "stop_signal": (15, _SIGNAL),
+    "rlimits": ({}, _rlimits),
+    "nice": (None, _optional(_integer(-20, 19))),
+    "cpu_affinity": (None, _optional(_sequence(_integer(0, 2**16), least=1))),
+    "oom_score_adj": (None, _optional(_integer(-1000, 1000))),
+    "no_new_privs": (False, _boolean),
+    "pdeathsig": (None, _optional(_SIGNAL)),
+}

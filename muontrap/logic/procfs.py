@@ -1,0 +1,45 @@
+"""Parsers of /proc files, bytes in. See proc(5)."""
+
+from __future__ import annotations
+
+from muontrap.errors import ProtocolError
+
+
+def parse_children(text: bytes) -> list[int]:
+    """Return the pids in /proc/PID/task/TID/children."""
+    return [int(word) for word in text.split()]
+
+
+def parse_stat(text: bytes) -> tuple[str, int, int]:
+    """Return (state letter, parent's pid, start in clock ticks since boot) of /proc/PID/stat.
+
+    The name, in parentheses, may itself have spaces and parentheses.
+    """
+    fields = text.rpartition(b")")[2].split()
+    try:
+        return fields[0].decode("ascii"), int(fields[1]), int(fields[19])
+    except (IndexError, ValueError) as error:
+        raise ProtocolError(f"not a /proc/PID/stat: {text!r}") from error
+
+
+def parse_soft_limit(text: bytes, name: bytes) -> int | None:
+    """Return the soft limit called `name` of /proc/PID/limits, None for unlimited or missing."""
+    for line in text.splitlines():
+        if line.startswith(name):
+            word = line[len(name) :].split()[0:1]
+            return int(word[0]) if word and word[0].isdigit() else None
+    return None
+
+
+def parse_last_pid(text: bytes) -> int:
+    """Return the pid allocated last in the reader's namespace, of /proc/loadavg."""
+    return int(text.rpartition(b" ")[2])
+
+
+def parse_status(text: bytes) -> dict[bytes, bytes]:
+    """Return /proc/PID/status as name -> value."""
+    return {
+        name: value.strip()
+        for name, colon, value in (line.partition(b":") for line in text.split(b"\n"))
+        if colon
+    }

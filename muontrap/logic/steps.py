@@ -1,0 +1,57 @@
+"""Steps from fork to `execve`: what there is, and the one legal order.
+
+The host makes the list, the guard performs it.  A step is (name, ints).
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    Step = tuple[str, tuple[int, ...]]
+
+# (name, may be done on the spawn way: by posix_spawn, or by the guard for itself before and undone
+# after).  The order is that of execution; the directory and the descriptors, which every command
+# has, come between "oom_score_adj" and "umask": before the credentials change, as in `subprocess`.
+ORDER = (
+    ("setsid", True),
+    ("setpgid", True),
+    ("foreground", False),  # (descriptor of the terminal,)
+    ("nice", False),  # (nice value,)
+    ("cpu_affinity", False),  # CPU numbers
+    ("oom_score_adj", False),  # (value,)
+    ("chdir", True),
+    ("descriptors", True),
+    ("umask", True),  # (mask,)
+    ("rlimit", False),  # (resource, soft, hard), once for each; -1 is infinity
+    ("setgroups", False),  # group ids
+    ("setresgid", False),  # (gid,)
+    ("setresuid", False),  # (uid,)
+    ("no_new_privs", False),
+    ("pdeathsig", False),  # (signal,); a change of credentials would clear it
+)
+NAMES = tuple(name for name, _ in ORDER)
+_POSITION = {name: index for index, name in enumerate(NAMES)}
+_SPAWNABLE = frozenset(name for name, spawnable in ORDER if spawnable)
+
+
+def in_order(steps: Iterable[Step]) -> list[Step]:
+    """Return the steps as they have to be performed; `KeyError` for one that does not exist."""
+    return sorted(steps, key=lambda step: _POSITION[step[0]])
+
+
+def can_spawn(steps: Iterable[Step]) -> bool:
+    """Tell whether no step has to be done in the child itself."""
+    return all(name in _SPAWNABLE for name, _ in steps)
+
+
+def moves(targets: Iterable[int], sources: Iterable[int]) -> list[tuple[int, int]]:
+    """Return for each (source, target) what to do first: (source, lowest free number or -1).
+
+    A source whose number is also a target would be overwritten, or, when it is its own target,
+    would stay close-on-exec: it has to be duplicated out of the way, to that number or above.
+    """
+    wanted = list(targets)
+    above = max(wanted, default=-1) + 1
+    return [(source, above if source in wanted else -1) for source in sources]

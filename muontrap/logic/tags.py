@@ -1,0 +1,58 @@
+"""Tags: a guard's id and a command's number as a value of the soft limit RLIMIT_LOCKS.
+
+Linux has not enforced that limit since 2.4, and every descendant inherits it; see
+docs/explanation/kernel-facts.md, F1 to F3.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Container
+
+
+class Format:
+    """One layout: magic, check bits, guard id and number, from the highest bit to the lowest.
+
+    The magic begins with a 1, so every tag has exactly `width` bits.
+    """
+
+    __slots__ = ("_check_bits", "_magic", "guard_bits", "number_bits", "width")
+
+    def __init__(self, *, magic: str, check_bits: int, guard_bits: int, number_bits: int) -> None:
+        self._magic = int(magic, 2)
+        self._check_bits = check_bits
+        self.guard_bits = guard_bits
+        self.number_bits = number_bits
+        self.width = len(magic) + check_bits + guard_bits + number_bits
+
+    def encode(self, guard: int, number: int) -> int:
+        """Return the limit value of command `number` of guard `guard`."""
+        if guard >> self.guard_bits or number >> self.number_bits:
+            raise ValueError(f"guard {guard} or number {number} does not fit a tag")
+        identity = guard << self.number_bits | number
+        head = self._magic << self._check_bits | self._check(identity)
+        return head << self.guard_bits + self.number_bits | identity
+
+    def decode(self, value: int) -> tuple[int, int] | None:
+        """Return (guard, number), or None for a limit that is no tag."""
+        guard = value >> self.number_bits & (1 << self.guard_bits) - 1
+        number = value & (1 << self.number_bits) - 1
+        return (guard, number) if value == self.encode(guard, number) else None
+
+    def next_number(self, last: int, used: Container[int]) -> int:
+        """Return the number after `last` that is not in use, starting again at 1 after the end."""
+        for step in range(1, 1 << self.number_bits):
+            number = (last + step - 1) % ((1 << self.number_bits) - 1) + 1
+            if number not in used:
+                return number
+        raise BlockingIOError(11, "all command numbers of this guard are in use (tag)")
+
+    def _check(self, identity: int) -> int:
+        # Fibonacci hashing: the high bits of the product depend on all bits of the identity.
+        return (identity * 0x9E3779B97F4A7C15 & (1 << 64) - 1) >> 64 - self._check_bits
+
+
+# 62 bits stay below every "infinity" in use (2**63 - 1, 2**64 - 1); 31 bits fit a 32-bit kernel.
+WIDE = Format(magic="1011010011", check_bits=8, guard_bits=28, number_bits=16)
+NARROW = Format(magic="10110", check_bits=5, guard_bits=12, number_bits=9)
