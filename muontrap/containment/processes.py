@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # What a file below /proc/PID says when its process has gone: on opening, or on reading.
 GONE = (FileNotFoundError, ProcessLookupError)
+_READ_SIZE = 8192
 _HAS_CHILDREN_FILE = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
 
 
@@ -47,12 +48,12 @@ class Held:
 
 
 def read(path: str) -> bytes:
-    """Return a small file of /proc, whole."""
+    """Return a file of /proc that the kernel writes in one piece: all but lists of processes."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        text = chunk = os.read(fd, 65536)
-        while chunk:
-            chunk = os.read(fd, 65536)
+        text = chunk = os.read(fd, _READ_SIZE)
+        while len(chunk) == _READ_SIZE:
+            chunk = os.read(fd, _READ_SIZE)
             text += chunk
         return text
     finally:
@@ -85,9 +86,24 @@ def children(pid: int) -> list[int]:
 
 def _children_of_thread(pid: int, thread: str) -> list[int]:
     try:
-        return parse_children(read(f"/proc/{pid}/task/{thread}/children"))
+        fd = os.open(f"/proc/{pid}/task/{thread}/children", os.O_RDONLY | os.O_CLOEXEC)
     except GONE:
         return []
+    try:
+        return read_children(fd)
+    except GONE:
+        return []
+    finally:
+        os.close(fd)
+
+
+def read_children(fd: int) -> list[int]:
+    """Return the pids in an open /proc/PID/task/TID/children, which comes in pages."""
+    text = chunk = os.pread(fd, 65536, 0)
+    while chunk:
+        chunk = os.pread(fd, 65536, len(text))
+        text += chunk
+    return parse_children(text)
 
 
 def descendants(roots: Iterable[Held]) -> list[Held]:

@@ -43,7 +43,7 @@ class Shared:
             _GRACE.pack_into(self._memory, 0, grace)
 
 
-def main(host_pid: int, check_identity: bool) -> None:
+def main(host_pid: int, check_privileges: bool) -> None:
     """Leave the host's process tree, and be the watch and the guard."""
     os.chdir("/")
     for name in os.listdir("/proc/self/fd"):
@@ -83,7 +83,7 @@ def main(host_pid: int, check_identity: bool) -> None:
         guard_id=guard_id,
         reader=reader,
         note_grace=shared.note,
-        check_identity=check_identity,
+        check_privileges=check_privileges,
     )
     gc.collect()
     gc.freeze()  # a fork then copies fewer pages

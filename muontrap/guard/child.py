@@ -10,7 +10,7 @@ import fcntl
 import os
 import resource
 
-from muontrap.guard.spawn import StepFailed, environment, first_that_runs
+from muontrap.guard.spawn import StepFailed, first_that_runs
 from muontrap.kernel import identity, process, signals
 from muontrap.logic.steps import in_order, moves
 from muontrap.logic.wire import Failed
@@ -74,7 +74,7 @@ def _become(
             perform[step](*numbers)
         step = "execve"
         signals.reset()
-        first_that_runs(launch, lambda path: os.execve(path, launch.argv, environment(launch)))
+        first_that_runs(launch, lambda path: os.execve(path, launch.argv, launch.env))
     except BaseException as error:
         # All of them, for the pipe's end without a record would mean that `execve` has succeeded.
         code = getattr(error, "errno", None) or errno.EPROTO

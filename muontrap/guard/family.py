@@ -5,7 +5,7 @@ from __future__ import annotations
 import _signal
 import os
 
-from muontrap.containment.processes import Held, children, descendants, read, stat
+from muontrap.containment.processes import Held, children, descendants, read_children, stat
 from muontrap.kernel.process import is_dead
 from muontrap.logic.ledger import Ledger
 from muontrap.logic.ownership import claimants
@@ -31,6 +31,7 @@ class Family:
     """Who belongs to which running command; `mains` maps a command's number to its main process."""
 
     def __init__(self, guard_id: int, reader: TagReader) -> None:
+        self._pid = os.getpid()
         self._guard_id = guard_id
         self._reader = reader
         self._ledger = Ledger()
@@ -38,9 +39,10 @@ class Family:
         self._starts: dict[int, int] = {}
         self._released: set[int] = set()
         self.mains: dict[int, Held] = {}
-        # lxcfs puts a file of its own over /proc/loadavg.
-        proc = os.stat("/proc/self").st_dev
-        self._has_last_pid = os.stat("/proc/loadavg").st_dev == proc
+        self._children = _open_own_children()
+        self._loadavg = os.open("/proc/loadavg", os.O_RDONLY | os.O_CLOEXEC)
+        # lxcfs puts a file of its own over this one.
+        self._has_last_pid = os.fstat(self._loadavg).st_dev == os.stat("/proc/self").st_dev
 
     def is_used(self, number: int) -> bool:
         """Tell whether a command with this number runs, or has left processes alone."""
@@ -66,6 +68,8 @@ class Family:
             self._released.add(number)
         del self.mains[number]
         self._starts.pop(number, None)
+        if self._orphans:
+            self.reap()
 
     def reap(self) -> None:
         """Reap orphans that have died, and kill those that belong to nobody."""
@@ -103,12 +107,15 @@ class Family:
         return found + [held for held in self._reader.scan(self._guard_id, number) if held.pid not in seen]
 
     def _never_forked(self, pid: int) -> bool:
-        return self._has_last_pid and self._ledger.never_forked(pid, parse_last_pid(read("/proc/loadavg")))
+        if not self._has_last_pid:
+            return False
+        return self._ledger.never_forked(pid, parse_last_pid(os.pread(self._loadavg, 256, 0)))
 
     def _adopt(self) -> None:
         """Take in children that are new.  The list is exact: only this thread reaps."""
         mains = {main.pid for main in self.mains.values()}
-        for pid in children(os.getpid()):
+        listed = children(self._pid) if self._children is None else read_children(self._children)
+        for pid in listed:
             if pid not in self._orphans and pid not in mains:
                 tag = self._reader.tag_of(pid)
                 seen = None if tag else stat(pid)
@@ -124,3 +131,11 @@ class Family:
                     self._starts[number] = seen[2] if seen else 0
         running = dict.fromkeys(self.mains, 0) | self._starts
         return claimants(orphan.tag, orphan.start, self._guard_id, running)
+
+
+def _open_own_children() -> int | None:
+    """Open the list of this process's children, None for a kernel without CONFIG_PROC_CHILDREN."""
+    try:
+        return os.open(f"/proc/self/task/{os.getpid()}/children", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None

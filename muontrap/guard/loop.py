@@ -10,7 +10,7 @@ import resource
 import select
 import time
 
-from muontrap.containment.processes import Held, read
+from muontrap.containment.processes import Held
 from muontrap.containment.tagged import TagReader
 from muontrap.errors import ProtocolError
 from muontrap.guard import transport
@@ -20,7 +20,7 @@ from muontrap.guard.family import Family
 from muontrap.guard.priority import raise_priority, restore_priority
 from muontrap.guard.spawn import StepFailed, spawn
 from muontrap.kernel import process, signals
-from muontrap.logic.procfs import parse_status
+from muontrap.logic.procfs import privileges
 from muontrap.logic.wire import Failed, Received, decode
 
 TYPE_CHECKING = False
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from muontrap.logic.wire import Launch
-
-# What of a host's identity its /proc/PID/status shows, for the guard to check by itself.
-_IDENTITY = (b"Uid", b"Gid", b"Groups", b"NoNewPrivs", b"Seccomp", b"CapEff")
 
 
 class Guard:
@@ -45,7 +42,7 @@ class Guard:
         guard_id: int,
         reader: TagReader,
         note_grace: Callable[[float], None],
-        check_identity: bool,
+        check_privileges: bool,
     ) -> None:
         self._requests = requests
         self._host = host
@@ -59,7 +56,9 @@ class Guard:
         self._host_gone = False
         self._children_changed = False
         self._boosted = False
-        self._identity = self._hosts_identity() if check_identity else None
+        self._status = os.open(f"/proc/{host.pid}/status", os.O_RDONLY | os.O_CLOEXEC)
+        self._privileges = self._hosts_privileges() if check_privileges else None
+        self._own_limit = process.get_limit(0, process.RLIMIT_LOCKS)
         self._limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (self._limits[1], self._limits[1]))
         self._signals = signals.open_signalfd(_signal.SIGCHLD)
@@ -160,7 +159,7 @@ class Guard:
         try:
             if not request.launch.spawn:
                 transport.send(request.status, Received())
-            self._check_identity()
+            self._check_privileges()
             self._launch(request.launch, request)
         except StepFailed as failure:
             self._refuse(request, failure)
@@ -176,7 +175,7 @@ class Guard:
             self._boosted = False
         number = self._next_number()
         pipe = -1
-        with _Tagged(self._tags.encode(self._guard_id, number) if self._tags else None):
+        with _Tagged(self._tags.encode(self._guard_id, number) if self._tags else None, self._own_limit):
             if launch.spawn:
                 pid = spawn(launch, request.directory, request.sources, self._limits)
             else:
@@ -261,18 +260,16 @@ class Guard:
         del self._commands[command.number]
         self._family.remove(command.number, spare=command.leaves_rest)
         command.main.close()
-        self._family.reap()
 
-    def _hosts_identity(self) -> list[bytes | None]:
-        status = parse_status(read(f"/proc/{self._host.pid}/status"))
-        return [status.get(name) for name in _IDENTITY]
+    def _hosts_privileges(self) -> tuple[bytes, ...]:
+        return privileges(os.pread(self._status, 1 << 16, 0))
 
-    def _check_identity(self) -> None:
+    def _check_privileges(self) -> None:
         """Refuse a host that has other privileges now than when it started this guard.
 
         The host starts another guard by itself then; this is for the one that was made not to.
         """
-        if self._identity is not None and self._hosts_identity() != self._identity:
+        if self._privileges is not None and self._hosts_privileges() != self._privileges:
             raise StepFailed(errno.EPERM, "credentials")
 
 
@@ -281,12 +278,12 @@ class _Tagged:
 
     __slots__ = ("_own", "_tag")
 
-    def __init__(self, tag: int | None) -> None:
+    def __init__(self, tag: int | None, own: tuple[int, int]) -> None:
         self._tag = tag
+        self._own = own
 
     def __enter__(self) -> None:
         if self._tag is not None:
-            self._own = process.get_limit(0, process.RLIMIT_LOCKS)
             process.set_limit(process.RLIMIT_LOCKS, self._tag, self._own[1])
 
     def __exit__(self, *_: object) -> None:

@@ -48,13 +48,15 @@ def spawn(
         for source, above in moves(launch.targets, sources):
             duplicates.append(fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, above) if above >= 0 else -1)
         moved = [new if new >= 0 else old for new, old in zip(duplicates, sources)]
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        if limits[0] != limits[1]:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         step = "execve"
         return first_that_runs(launch, lambda path: _posix_spawn(path, launch, moved, steps))
     except OSError as error:
         raise StepFailed(error.errno or 0, step) from error
     finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
+        if limits[0] != limits[1]:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
         os.chdir("/")
         os.umask(umask)
         for fd in duplicates:
@@ -74,17 +76,12 @@ def first_that_runs(launch: Launch, execute: Callable[[bytes], int]) -> int:
     raise refusal or FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
 
-def environment(launch: Launch) -> dict[bytes, bytes]:
-    """Return the environment in the form that `os` takes."""
-    return dict(entry.partition(b"=")[::2] for entry in launch.env)
-
-
 def _posix_spawn(path: bytes, launch: Launch, sources: Sequence[int], steps: dict[str, tuple[int, ...]]) -> int:
     group = {"setpgroup": 0} if "setpgid" in steps else {}
     return os.posix_spawn(
         path,
         launch.argv,
-        environment(launch),
+        launch.env,
         file_actions=[(os.POSIX_SPAWN_DUP2, *pair) for pair in zip(sources, launch.targets)],
         setsid="setsid" in steps,
         setsigmask=(),

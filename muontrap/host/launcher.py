@@ -78,7 +78,7 @@ class Launcher:
             GuardError: the guard could not be started.
             GuardDied: the guard was killed meanwhile.
         """
-        return self._launch(None)
+        return self._launch(self._command, None)
 
     def run(
         self,
@@ -104,15 +104,9 @@ class Launcher:
         """
         if timeout is not None:
             timeout = check_seconds("timeout", timeout)
-        launcher = self._with_pipes(input, capture_output)
-        started = time.monotonic()
-        with launcher._launch(timeout) as process:
-            left = None if timeout is None else max(0.0, started + timeout - time.monotonic())
-            try:
-                result = process.run_to_end(input, left)
-            except TimeoutExpired as error:
-                error.timeout = timeout or 0.0
-                raise
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._launch(self._with_pipes(input, capture_output), timeout) as process:
+            result = process.run_to_end(input, deadline, timeout)
         if check:
             result.check_returncode()
         return result
@@ -126,23 +120,22 @@ class Launcher:
         shown = [f"{name}={value!r}" for name, value in self._options.items() if not name.startswith("env")]
         return f"Launcher({', '.join([repr(self.args), *shown])})"
 
-    def _with_pipes(self, input: Any, capture_output: bool) -> Launcher:
-        options: dict[str, Any] = {}
+    def _with_pipes(self, input: Any, capture_output: bool) -> Command:
+        streams = {}
         if input is not None:
             if self._command.stdin is not None:
                 raise ValueError("stdin and input may not both be given")
             expected = str if self._command.is_text else (bytes, bytearray, memoryview)
             if not isinstance(input, expected):
                 raise TypeError(f"input must be {'str' if self._command.is_text else 'bytes'}, not {input!r}")
-            options["stdin"] = PIPE
+            streams["stdin"] = PIPE
         if capture_output:
             if self._command.stdout is not None or self._command.stderr is not None:
                 raise ValueError("stdout and stderr may not be given with capture_output")
-            options.update(stdout=PIPE, stderr=PIPE)
-        return Launcher(self.args, **{**self._options, **options}) if options else self
+            streams.update(stdout=PIPE, stderr=PIPE)
+        return self._command.with_streams(**streams) if streams else self._command
 
-    def _launch(self, timeout: float | None) -> Process:
-        command = self._command
+    def _launch(self, command: Command, timeout: float | None) -> Process:
         directory = self._open_directory()
         try:
             streams = Streams(command)
@@ -182,7 +175,7 @@ class Launcher:
             stop_signal=command.stop_signal,
             candidates=found,
             argv=command.argv,
-            env=[name + b"=" + value for name, value in env.items()],
+            env=env,
             steps=steps,
             targets=streams.targets,
         )

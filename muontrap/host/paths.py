@@ -36,7 +36,9 @@ _LOCAL = frozenset({
 })  # fmt: skip
 # A script's interpreter may be a script, up to this depth (BINPRM_MAX_RECURSION, execve(2)).
 _DEPTH = 5
-_interpreters: dict[tuple[int, int, int, int], bytes | None] = {}
+# Of programs by device, inode and times: what they are interpreted by does not change with the launch.
+_verdicts: dict[tuple[int, int, int, int], bool] = {}
+_MOST_VERDICTS = 1000
 
 
 def candidates(program: bytes, env: Mapping[bytes, bytes], directory: int) -> list[bytes]:
@@ -73,27 +75,28 @@ def is_local(path: bytes, directory: int) -> bool:
     """Tell whether the program, what interprets it, and the working directory are on local file systems."""
     here = b"/proc/self/fd/%d" % directory
     try:
-        if filesystem_type(here) not in _LOCAL:
-            return False
-        for _ in range(_DEPTH):
-            path = os.path.join(here, path)
-            if filesystem_type(path) not in _LOCAL:
-                return False
-            interpreter = _interpreter(path)
-            if interpreter is None:
-                return True
-            path = interpreter
+        seen = os.stat(path, dir_fd=directory)
+        key = (seen.st_dev, seen.st_ino, seen.st_mtime_ns, seen.st_ctime_ns)
+        if key not in _verdicts:
+            if len(_verdicts) >= _MOST_VERDICTS:
+                _verdicts.clear()
+            _verdicts[key] = _is_local_program(os.path.join(here, path))
+        if os.fstat(directory).st_dev == seen.st_dev:
+            return _verdicts[key]
+        return _verdicts[key] and filesystem_type(here) in _LOCAL
     except OSError:
         return False
-    return False
 
 
-def _interpreter(path: bytes) -> bytes | None:
-    seen = os.stat(path)
-    key = (seen.st_dev, seen.st_ino, seen.st_mtime_ns, seen.st_ctime_ns)
-    if key not in _interpreters:
+def _is_local_program(path: bytes) -> bool:
+    for _ in range(_DEPTH):
+        if filesystem_type(path) not in _LOCAL:
+            return False
         with open(path, "rb", buffering=0) as file:
-            _interpreters[key] = interpreter_of(file.read(HEAD_SIZE))
-        if len(_interpreters) > 1000:
-            _interpreters.pop(next(iter(_interpreters)))
-    return _interpreters.get(key)
+            interpreter = interpreter_of(file.read(HEAD_SIZE))
+        if interpreter is None:
+            return True
+        if not interpreter.startswith(b"/"):
+            return False  # relative to wherever the command will be
+        path = interpreter
+    return False

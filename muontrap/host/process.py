@@ -218,13 +218,12 @@ class Process:
         self._suspended = None
         self._tell(Signal(signum=signal.SIGCONT))
 
-    def run_to_end(self, input: Any, timeout: float | None) -> CompletedProcess:
-        """Communicate until nothing is left; end the command when the time is over.
+    def run_to_end(self, input: Any, deadline: float | None, timeout: float | None) -> CompletedProcess:
+        """Communicate until nothing is left; end the command at the deadline, `timeout` s after the call.
 
         Raises:
             TimeoutExpired: with the output so far; at the latest 0.5 s after the grace.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
         if self._exchange_until(deadline, input):
             assert self._result is not None
             self._result.stdout, self._result.stderr = self._exchange.output()

@@ -6,13 +6,12 @@ import os
 import resource
 
 from muontrap.containment.processes import read
-from muontrap.logic.procfs import parse_status
+from muontrap.logic.procfs import privileges
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from muontrap.logic.steps import Step
 
-_PRIVILEGES = (b"Uid", b"Gid", b"Groups", b"CapPrm", b"CapEff", b"CapBnd", b"NoNewPrivs", b"Seccomp")
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid_for_children", "time_for_children", "user", "uts")
 _RLIMITS = [number for number in range(16) if number != 10]  # RLIMIT_LOCKS is the tag
 
@@ -21,11 +20,11 @@ class Situation:
     """The calling thread's, once: credentials belong to threads in Linux."""
 
     def __init__(self) -> None:
-        status = parse_status(read("/proc/thread-self/status"))
-        self.privileges = [status.get(name) for name in _PRIVILEGES]
-        self.namespaces = [_link(f"/proc/thread-self/ns/{name}") for name in _NAMESPACES]
-        self.umask = int(status[b"Umask"], 8)
-        self.rlimits = {number: resource.getrlimit(number) for number in _RLIMITS}
+        status = read("/proc/thread-self/status")
+        self.privileges = privileges(status)
+        self.namespaces = _namespaces()
+        self.umask = int(status.partition(b"Umask:")[2][:6], 8)
+        self.rlimits = [resource.getrlimit(number) for number in _RLIMITS]
         self.nice = os.getpriority(os.PRIO_PROCESS, 0)
         self.affinity = os.sched_getaffinity(0)
 
@@ -37,8 +36,8 @@ class Situation:
         """Return the steps that give a guard's child what it would inherit from this thread."""
         steps: list[Step] = [
             ("rlimit", (number, *limits))
-            for number, limits in self.rlimits.items()
-            if limits != other.rlimits[number]
+            for number, limits, before in zip(_RLIMITS, self.rlimits, other.rlimits)
+            if limits != before
         ]
         if self.nice != other.nice:
             steps.append(("nice", (self.nice,)))
@@ -47,8 +46,16 @@ class Situation:
         return steps
 
 
-def _link(path: str) -> str | None:
+def _namespaces() -> list[str | None]:
+    folder = os.open("/proc/thread-self/ns", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return os.readlink(path)
+        return [_link(name, folder) for name in _NAMESPACES]
+    finally:
+        os.close(folder)
+
+
+def _link(name: str, folder: int) -> str | None:
+    try:
+        return os.readlink(name, dir_fd=folder)
     except FileNotFoundError:
-        return None
+        return None  # a kernel without this kind

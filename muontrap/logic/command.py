@@ -80,9 +80,8 @@ class Command:
         unknown = sorted(given.keys() - _CHECKERS.keys())
         if unknown:
             raise TypeError(f"unknown option {unknown[0]!r}; there are {', '.join(_CHECKERS)}")
-        values = {
-            name: check(name, given.get(name, default)) for name, (default, check) in _CHECKERS.items()
-        }
+        values = {name: default for name, (default, _) in _CHECKERS.items()}
+        values.update((name, _CHECKERS[name][1](name, value)) for name, value in given.items())
         values.update(args=args, argv=_argv(args))
         _check_together(values)
         self.__dict__.update(values)
@@ -90,6 +89,12 @@ class Command:
     def __getattr__(self, name: str) -> Any:
         # For checkers: what `__init__` put into `__dict__` is found before this is asked.
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def with_streams(self, **streams: Stream) -> Command:
+        """Return the same command with other standard streams."""
+        other = object.__new__(Command)
+        other.__dict__.update(self.__dict__, **streams)
+        return other
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a {type(self).__name__} can't be changed: make another for {name}")
@@ -267,7 +272,7 @@ _CHECKERS: dict[str, tuple[Any, Checker]] = {
     "kill_mode": ("mixed", _kill_mode),
     "delay_to_sigkill": (0.5, check_seconds),
     "stop_signal": (15, _SIGNAL),
-    "rlimits": ({}, _rlimits),
+    "rlimits": ((), _rlimits),
     "nice": (None, _optional(_integer(-20, 19))),
     "cpu_affinity": (None, _optional(_sequence(_integer(0, 2**16), least=1))),
     "oom_score_adj": (None, _optional(_integer(-1000, 1000))),

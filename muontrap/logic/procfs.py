@@ -36,10 +36,13 @@ def parse_last_pid(text: bytes) -> int:
     return int(text.rpartition(b" ")[2])
 
 
-def parse_status(text: bytes) -> dict[bytes, bytes]:
-    """Return /proc/PID/status as name -> value."""
-    return {
-        name: value.strip()
-        for name, colon, value in (line.partition(b":") for line in text.split(b"\n"))
-        if colon
-    }
+def privileges(text: bytes) -> tuple[bytes, ...]:
+    """Return the parts of /proc/PID/status that say what a process may do, as they stand there.
+
+    They are ids and groups, capabilities, no_new_privs and the seccomp mode.
+    """
+    ids = text[text.find(b"\nUid:") : text.find(b"\nFDSize:")]
+    groups = text[text.find(b"\nGroups:") : text.find(b"\nNStgid:")]
+    capabilities = text[text.find(b"\nCapInh:") : text.find(b"\nSeccomp:")]
+    seccomp = text[text.find(b"\nSeccomp:") :][:11]
+    return ids, groups, capabilities, seccomp

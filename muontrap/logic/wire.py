@@ -26,7 +26,6 @@ PACKET_BYTES = 128 * 1024
 PACKET_FDS = 250
 # Above what `execve` takes (a quarter of the stack limit, 6 MB at most by default).
 RECORD_BYTES = 64 * 1024 * 1024
-_INT = struct.Struct("<q")
 _HEAD = struct.Struct("<II")
 
 
@@ -37,10 +36,10 @@ class Record:
     FIELDS: tuple[tuple[str, str], ...] = ()
 
     def __init__(self, **values: object) -> None:
-        for name, _ in self.FIELDS:
-            setattr(self, name, values.pop(name))
-        if values:
-            raise TypeError(f"{type(self).__name__} has no field {', '.join(values)}")
+        if len(values) != len(self.FIELDS):
+            raise TypeError(f"{type(self).__name__} has the fields {self.FIELDS}, not {', '.join(values)}")
+        for name, value in values.items():
+            setattr(self, name, value)  # no other name than those in __slots__ can be
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self.encode() == other.encode()  # type: ignore[attr-defined]
@@ -49,8 +48,18 @@ class Record:
 
     def encode(self) -> bytes:
         """Return the record's bytes."""
-        fields = [_ENCODERS[kind](getattr(self, name)) for name, kind in self.FIELDS]
-        return bytes((_KINDS.index(type(self)),)) + b"".join(fields)
+        number = _KINDS.index(type(self))
+        scalars: list[object] = [number]
+        bodies = []
+        for name, kind in self.FIELDS:
+            value = getattr(self, name)
+            if kind in _SCALARS:
+                scalars.append(value)
+            else:
+                body = _ENCODERS[kind](value)
+                scalars.append(len(body))
+                bodies.append(body)
+        return _HEADS[number].pack(*scalars) + b"".join(bodies)
 
 
 class Hello(Record):
@@ -85,7 +94,7 @@ class Launch(Record):
         ("stop_signal", "int"),
         ("candidates", "strings"),
         ("argv", "strings"),
-        ("env", "strings"),
+        ("env", "mapping"),
         ("steps", "steps"),
         ("targets", "ints"),
     )
@@ -95,7 +104,7 @@ class Launch(Record):
     stop_signal: int
     candidates: list[bytes]
     argv: list[bytes]
-    env: list[bytes]
+    env: dict[bytes, bytes]
     steps: list[Step]
     targets: list[int]
 
@@ -180,16 +189,33 @@ _KINDS: tuple[type[Record], ...] = (
 )  # fmt: skip
 
 
+# A record's head: its kind, and for each field the number itself or the length of its body, in bytes.
+_SCALARS = {"int": "q", "float": "d"}
+_HEADS = [struct.Struct("<B" + "".join(_SCALARS.get(field, "Q") for _, field in kind.FIELDS)) for kind in _KINDS]
+
+
 def decode(data: bytes) -> Record:
     """Return the record that `data` is, whole; `ProtocolError` for anything else."""
     if not data or data[0] >= len(_KINDS):
         raise ProtocolError(f"no record of kind {data[:1]!r}")
-    kind = _KINDS[data[0]]
-    reader = _Reader(data)
-    record = kind(**{name: reader.read(field) for name, field in kind.FIELDS})
-    if reader.at != len(data):
-        raise ProtocolError(f"{len(data) - reader.at} bytes too many in a {kind.__name__}")
-    return record
+    kind, head = _KINDS[data[0]], _HEADS[data[0]]
+    if len(data) < head.size:
+        raise ProtocolError(f"{len(data)} bytes are no {kind.__name__}")
+    values: dict[str, object] = {}
+    at = head.size
+    for (name, field), scalar in zip(kind.FIELDS, head.unpack_from(data)[1:]):
+        if field in _SCALARS:
+            values[name] = scalar
+        else:
+            body = data[at : at + scalar]
+            at += scalar
+            try:
+                values[name] = _DECODERS[field](body)
+            except (struct.error, ValueError) as error:
+                raise ProtocolError(f"{name} of a {kind.__name__} is malformed: {error}") from error
+    if at != len(data):
+        raise ProtocolError(f"a {kind.__name__} of {at} bytes came in {len(data)}")
+    return kind(**values)
 
 
 def packets(payload: bytes, fd_count: int) -> list[tuple[bytes, int, int]]:
@@ -236,70 +262,64 @@ class Assembly:
         return self._data if whole else None
 
 
-class _Reader:
-    """A position in a record's bytes."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self.at = 1
-
-    def read(self, kind: str) -> object:
-        """Read one field."""
-        if kind == "steps":
-            return [(self._string().decode("ascii", "replace"), self._numbers("q")) for _ in range(self._count())]
-        if kind == "strings":
-            *strings, rest = self._string().split(b"\0")
-            if rest:
-                raise ProtocolError("a string does not end in NUL")
-            return strings
-        if kind == "bytes":
-            return self._string()
-        if kind in ("ints", "floats"):
-            return list(self._numbers("q" if kind == "ints" else "d"))
-        return self._unpack("<q" if kind == "int" else "<d")[0]
-
-    def _numbers(self, code: str) -> tuple[float, ...]:
-        return self._unpack(f"<{self._count()}{code}")
-
-    def _unpack(self, form: str) -> tuple[float, ...]:
-        try:
-            values = struct.unpack_from(form, self._data, self.at)
-        except struct.error as error:
-            raise ProtocolError("a record ends in a number") from error
-        self.at += struct.calcsize(form)
-        return values
-
-    def _count(self) -> int:
-        count = int(self._unpack("<q")[0])
-        if not 0 <= count <= len(self._data) - self.at:
-            raise ProtocolError(f"a record counts {count} where {len(self._data) - self.at} bytes are")
-        return count
-
-    def _string(self) -> bytes:
-        end = self._count() + self.at
-        start, self.at = self.at, end
-        return self._data[start:end]
+def _strings(body: bytes) -> list[bytes]:
+    *strings, rest = body.split(b"\0")
+    if rest:
+        raise ValueError("a string does not end in NUL")
+    return strings
 
 
-def _bytes(value: bytes) -> bytes:
-    return _INT.pack(len(value)) + value
+def _mapping(body: bytes) -> dict[bytes, bytes]:
+    strings = _strings(body)
+    return dict(zip(strings[::2], strings[1::2], strict=True))
 
 
-def _numbers(code: str, values: Sequence[float]) -> bytes:
-    return struct.pack(f"<q{len(values)}{code}", len(values), *values)
+def _pack(code: str, values: Sequence[float]) -> bytes:
+    return struct.pack(f"<{len(values)}{code}", *values)
 
 
-def _steps(steps: Sequence[Step]) -> bytes:
-    items = [_bytes(name.encode("ascii")) + _numbers("q", numbers) for name, numbers in steps]
-    return _INT.pack(len(items)) + b"".join(items)
+def _unpack(code: str, body: bytes) -> tuple[float, ...]:
+    return struct.unpack(f"<{len(body) // 8}{code}", body)
 
 
+def _pack_steps(steps: Sequence[Step]) -> bytes:
+    """Each step: the length of its name, the number of its numbers, both."""
+    return b"".join(
+        _STEP.pack(len(name), len(numbers)) + name.encode("ascii") + _pack("q", numbers)
+        for name, numbers in steps
+    )
+
+
+def _unpack_steps(body: bytes) -> list[Step]:
+    steps = []
+    at = 0
+    while at < len(body):
+        length, count = _STEP.unpack_from(body, at)
+        start = at + _STEP.size
+        at = start + length + 8 * count
+        numbers = body[start + length : at]
+        if len(numbers) != 8 * count:
+            raise ValueError("a step is cut short")
+        name = body[start : start + length].decode("ascii")
+        steps.append((name, tuple(int(number) for number in _unpack("q", numbers))))
+    return steps
+
+
+_STEP = struct.Struct("<II")
+# None of the strings has a NUL: execve(2) has no other end for them either.
 _ENCODERS = {
-    "int": _INT.pack,
-    "float": struct.Struct("<d").pack,
-    "bytes": _bytes,
-    "ints": lambda values: _numbers("q", values),
-    "floats": lambda values: _numbers("d", values),
-    "strings": lambda values: _bytes(b"".join([value + b"\0" for value in values])),  # none has a NUL
-    "steps": _steps,
+    "bytes": bytes,
+    "ints": lambda values: _pack("q", values),
+    "floats": lambda values: _pack("d", values),
+    "strings": lambda values: b"".join([value + b"\0" for value in values]),
+    "mapping": lambda values: b"".join([b"%b\0%b\0" % item for item in values.items()]),
+    "steps": _pack_steps,
+}
+_DECODERS = {
+    "bytes": bytes,
+    "ints": lambda body: list(_unpack("q", body)),
+    "floats": lambda body: list(_unpack("d", body)),
+    "strings": _strings,
+    "mapping": _mapping,
+    "steps": _unpack_steps,
 }
