@@ -34,6 +34,7 @@ class Command:
         self.number = number
         self.main = main
         self.launched = time.monotonic()
+        self.errors: int | None = None  # the pipe of a forked child, until `execve` is done
         self.terminal: tuple[int, int] | None = None  # (descriptor, the host's process group)
         self.status_fd = status.fileno()
         self._status: _socket.socket | None = status
@@ -119,6 +120,7 @@ class Command:
             self._status = None
         if self.terminal:
             os.close(self.terminal[0])
+            self.terminal = None
 
     def report_started(self) -> None:
         """Tell the host that `execve` has succeeded."""

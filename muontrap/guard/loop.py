@@ -65,13 +65,15 @@ class Guard:
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[], None]] = {}
         self._listen(requests.fileno(), self._take_requests)
-        self._listen(host.fd, self._host_died)
+        self._listen(host.fd, self._host_exited)
         self._listen(watch.fd, lambda: self._ignore(watch.fd))
         self._listen(self._signals, self._child_changed)
 
     def run(self) -> None:
         """Serve until the host is gone and nothing is left of any command."""
         while self._commands or not self._host_gone:
+            # A handler may close a descriptor whose number comes up again in the same list, as
+            # another's: so each looks for itself whether there is something for it.
             for fd, _ in self._epoll.poll(self._timeout()):
                 if fd in self._handlers:
                     self._handlers[fd]()
@@ -98,8 +100,14 @@ class Guard:
             if not self._boosted:
                 restore_priority()
 
+    def _host_exited(self) -> None:
+        if process.is_dead(self._host.fd):
+            self._host_died()
+
     def _host_died(self) -> None:
         """The host is dead, or runs another program: end everything, each with its grace."""
+        if self._host_gone:
+            return
         self._host_gone = True
         self._ignore(self._host.fd)
         self._ignore(self._requests.fileno())
@@ -138,14 +146,17 @@ class Guard:
             self._proceed(transport.Request(packet))
 
     def _take_more(self, request: transport.Request) -> None:
-        self._ignore(request.status.fileno())
         try:
             packet = transport.receive(request.status)
+            self._ignore(request.status.fileno())
             if packet.data:
                 request.feed(packet)
                 self._proceed(request)
                 return
+        except BlockingIOError:
+            return
         except transport.Truncated:
+            self._ignore(request.status.fileno())
             self._refuse(request, StepFailed(errno.EMFILE, "descriptors"))
         except ProtocolError:
             self._refuse(request, StepFailed(errno.EPROTO, "request"))
@@ -174,7 +185,7 @@ class Guard:
             restore_priority()
             self._boosted = False
         number = self._next_number()
-        pipe = -1
+        pipe = None
         with _Tagged(self._tags.encode(self._guard_id, number) if self._tags else None, self._own_limit):
             if launch.spawn:
                 pid = spawn(launch, request.directory, request.sources, self._limits)
@@ -184,15 +195,16 @@ class Guard:
         self._last_number = number
         self._family.add(number, main)
         command = Command(number, launch, request.status, main, self._family)
+        command.errors = pipe
         self._commands[number] = command
         self._note_grace(launch.delay_to_sigkill)
         self._wake_watch()
-        if pipe >= 0:
-            command.terminal = self._terminal(launch, request)
-            self._listen(pipe, lambda: self._executed(command, pipe))
-        else:
+        if pipe is None:
             command.report_started()
-        self._listen(main.fd, lambda: self._main_exited(command, pipe))
+        else:
+            command.terminal = self._terminal(launch, request)
+            self._listen(pipe, lambda: self._executed(command))
+        self._listen(main.fd, lambda: self._main_exited(command))
         self._listen(request.status.fileno(), lambda: self._hear(command, request.status))
 
     def _next_number(self) -> int:
@@ -221,24 +233,30 @@ class Guard:
                 return os.dup(source), os.getpgid(self._host.pid)
         return None
 
-    def _executed(self, command: Command, pipe: int) -> None:
+    def _executed(self, command: Command) -> None:
         """The pipe of a forked child has ended: in `execve`, or with what failed before it."""
-        self._ignore(pipe)
-        text = os.read(pipe, 4096)
-        os.close(pipe)
+        if command.errors is None:
+            return
+        try:
+            text = os.read(command.errors, 4096)
+        except BlockingIOError:
+            return
+        self._ignore(command.errors)
+        os.close(command.errors)
+        command.errors = None
         if text:
-            failure = decode(text)
-            command.tell(failure)
+            command.tell(decode(text))
             os.waitpid(command.main.pid, 0)  # it exits next
             command.abandon()
             self._forget(command)
         else:
             command.report_started()
 
-    def _main_exited(self, command: Command, pipe: int) -> None:
-        if pipe in self._handlers:
-            self._executed(command, pipe)
-        if command.number in self._commands:
+    def _main_exited(self, command: Command) -> None:
+        if not process.is_dead(command.main.fd):
+            return
+        self._executed(command)
+        if not command.is_gone:
             self._ignore(command.main.fd)
             command.main_exited(time.monotonic())
 
