@@ -19,9 +19,10 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from typing import Any, NoReturn
 
+    from muontrap.host.launcher import Launcher
     from muontrap.host.process import Process
     from muontrap.host.results import CompletedProcess
     from muontrap.logic.command import Options
@@ -70,13 +71,9 @@ def _run(arguments: argparse.Namespace, signals: _Signals, inherited: list[int])
     terminal = _Terminal.find()
     try:
         launcher = Launcher(arguments.command, **_options(arguments, terminal, inherited))
-        began = time.monotonic()
-        process = signals.launch(launcher.launch)
-        try:
-            deadline = None if arguments.timeout is None else began + arguments.timeout
-            result = _Watcher(process, signals, terminal, deadline, arguments.delay_to_sigkill).until_end()
-        finally:
-            process.close()
+        process = signals.launch(lambda: launcher.launch(timeout=arguments.timeout))
+        with process:
+            result = _Watcher(process, signals, terminal, arguments).until_end()
     except (ValueError, TypeError, KeyError, MuontrapError) as error:
         return _fail(_text(error))
     except OSError as error:
@@ -101,7 +98,8 @@ def _options(arguments: argparse.Namespace, terminal: _Terminal | None, inherite
         "pass_fds": inherited,
     }
     if terminal:
-        options.update(start_new_session=False, foreground=terminal.is_ours())
+        options["start_new_session"] = False
+        options["foreground"] = terminal.is_ours()
     return options
 
 
@@ -113,14 +111,15 @@ class _Watcher:
         process: Process,
         signals: _Signals,
         terminal: _Terminal | None,
-        deadline: float | None,
-        delay: float,
+        arguments: argparse.Namespace,
     ) -> None:
         self._process = process
         self._signals = signals
         self._terminal = terminal
-        self._deadline = deadline
-        self._delay = delay
+        self._delay: float = arguments.delay_to_sigkill
+        self._deadline: float | None = None
+        if arguments.timeout is not None:
+            self._deadline = time.monotonic() + arguments.timeout
         self._stops = 0
 
     def until_end(self) -> CompletedProcess:
@@ -203,7 +202,7 @@ class _Signals:
             return []
         return [signum for signum in numbers if signum in _STOPPING or signum == signal.SIGCONT]
 
-    def launch(self, launch: Callable[[], Process]) -> Process:
+    def launch(self, launcher: Launcher) -> Process:
         """Launch; give up on the second signal, for a file system that hangs can make it last.
 
         One signal waits until there is a command to stop.
@@ -213,7 +212,7 @@ class _Signals:
         """
         self._launching = True
         try:
-            return launch()
+            return launcher.launch()
         finally:
             self._launching = False
 

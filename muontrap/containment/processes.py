@@ -26,8 +26,8 @@ class Held:
     __slots__ = ("fd", "pid")
 
     def __init__(self, pid: int, fd: int) -> None:
-        self.pid = pid
-        self.fd = fd
+        self.pid: int = pid
+        self.fd: int = fd
 
     @classmethod
     def open(cls, pid: int) -> Held | None:

@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     Limits = tuple[int, int]
 
 
-def fork(
-    launch: Launch, directory: int, sources: Sequence[int], limits: Limits
-) -> tuple[int, int]:
+def fork(launch: Launch, directory: int, sources: Sequence[int], limits: Limits) -> tuple[int, int]:
     """Fork the command's first process; return (pid, pipe).
 
     The pipe, not blocking, gives a `Failed` record, or end of file when `execve` is done.  The tag is
@@ -88,7 +86,7 @@ def _place(targets: Sequence[int], sources: Sequence[int]) -> None:
         fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, above) if above >= 0 else source
         for source, above in moves(targets, sources)
     ]
-    for source, target in zip(moved, targets):
+    for source, target in zip(moved, targets, strict=True):
         os.dup2(source, target)
 
 

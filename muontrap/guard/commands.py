@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import _signal
 import os
 import resource
 import time
 
-from muontrap.guard import transport
 from muontrap.containment.processes import Held, living, send
+from muontrap.guard import transport
+from muontrap.kernel import signals
 from muontrap.kernel.process import is_dead
 from muontrap.logic.escalation import Escalation
 from muontrap.logic.wire import Ended, Record, Signal, Started, Stop, Suspended, decode
@@ -33,14 +33,14 @@ class Command:
     ) -> None:
         self.number = number
         self.main = main
-        self.launched = time.monotonic()
+        self.launched: float = time.monotonic()
         self.errors: int | None = None  # the pipe of a forked child, until `execve` is done
         self.terminal: tuple[int, int] | None = None  # (descriptor, the host's process group)
-        self.status_fd = status.fileno()
+        self.status_fd: int = status.fileno()
         self._status: _socket.socket | None = status
         self._family = family
         self._stop_signal = launch.stop_signal
-        self.leaves_rest = launch.kill_mode == b"process"
+        self.leaves_rest: bool = launch.kill_mode == b"process"
         self._in_hosts_session = "setpgid" in dict(launch.steps)
         self._escalation = Escalation(launch.kill_mode.decode("ascii"), launch.delay_to_sigkill)
         self._exited = False
@@ -102,7 +102,7 @@ class Command:
         if isinstance(record, Stop):
             self.stop(now, record.reason, record.delay if record.delay >= 0 else None)
         elif isinstance(record, Signal) and not self._exited:
-            if record.signum == _signal.SIGCONT:
+            if record.signum == signals.SIGCONT:
                 self._give_terminal(to_command=True)
             try:
                 os.killpg(self.main.pid, record.signum)
@@ -146,8 +146,8 @@ class Command:
             self._with_all(lambda found: self._signal(found, now))
             self._look_at = now
         elif action == "kill-main":
-            self._note(_signal.SIGKILL, now, 1)
-            self._not_permitted.update(send([self.main], _signal.SIGKILL))
+            self._note(signals.SIGKILL, now, 1)
+            self._not_permitted.update(send([self.main], signals.SIGKILL))
         elif action == "kill-all":
             self._look(now)
         elif action in ("report", "report-overdue"):
@@ -156,7 +156,7 @@ class Command:
     def _signal(self, found: list[Held], now: float) -> None:
         """Send the stop signal, then SIGCONT: one that is stopped can handle it only then."""
         self._note(self._stop_signal, now, len(found))
-        send(found, self._stop_signal, _signal.SIGCONT)
+        send(found, self._stop_signal, signals.SIGCONT)
 
     def _look(self, now: float) -> None:
         """Look for what is left; kill it when its time has come; see whether there is nothing."""
@@ -169,10 +169,10 @@ class Command:
         alive = set(living(found))
         if self._escalation.state != "stopping":
             quarry = [held for held in found if held.pid in alive]
-            self._not_permitted.update(send(quarry, _signal.SIGKILL))
+            self._not_permitted.update(send(quarry, signals.SIGKILL))
             alive -= self._not_permitted
             if alive - self._killed:
-                self._note(_signal.SIGKILL, now, len(alive - self._killed))
+                self._note(signals.SIGKILL, now, len(alive - self._killed))
                 self._killed |= alive
         if alive != self._alive:
             self._escalation.progress(now)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import _signal
 import os
 
 from muontrap.containment.processes import Held, children, descendants, read_children, stat
+from muontrap.kernel import signals
 from muontrap.kernel.process import is_dead
 from muontrap.logic.ledger import Ledger
 from muontrap.logic.ownership import claimants
@@ -22,9 +22,9 @@ class Orphan:
     __slots__ = ("spared", "start", "tag")
 
     def __init__(self, tag: tuple[int, int] | None, start: int) -> None:
-        self.tag = tag
-        self.start = start
-        self.spared = False
+        self.tag: tuple[int, int] | None = tag
+        self.start: int = start
+        self.spared: bool = False
 
 
 class Family:
@@ -80,7 +80,7 @@ class Family:
         for pid, orphan in self._orphans.items():
             if not orphan.spared and not self._claimants(orphan):
                 try:
-                    os.kill(pid, _signal.SIGKILL)  # a child not yet reaped: the pid is its own
+                    os.kill(pid, signals.SIGKILL)  # a child not yet reaped: the pid is its own
                 except PermissionError:
                     orphan.spared = True
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _signal
 import _socket
 import errno
 import os
@@ -61,7 +60,7 @@ class Guard:
         self._own_limit = process.get_limit(0, process.RLIMIT_LOCKS)
         self._limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (self._limits[1], self._limits[1]))
-        self._signals = signals.open_signalfd(_signal.SIGCHLD)
+        self._signals = signals.open_signalfd(signals.SIGCHLD)
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[], None]] = {}
         self._listen(requests.fileno(), self._take_requests)
@@ -119,7 +118,7 @@ class Guard:
 
     def _wake_watch(self) -> None:
         """Undo what a command of the same user may have done to the watch: SIGSTOP."""
-        process.pidfd_send_signal(self._watch.fd, _signal.SIGCONT)
+        process.pidfd_send_signal(self._watch.fd, signals.SIGCONT)
 
     def _child_changed(self) -> None:
         signals.drain(self._signals)
@@ -221,7 +220,7 @@ class Guard:
         try:
             return Held(pid, process.pidfd_open(pid))
         except OSError as error:
-            os.kill(pid, _signal.SIGKILL)
+            os.kill(pid, signals.SIGKILL)
             os.waitpid(pid, 0)
             raise StepFailed(error.errno or 0, "pidfd_open") from error
 

@@ -17,6 +17,7 @@ from muontrap.logic.steps import moves
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Any
 
     from muontrap.logic.wire import Launch
 
@@ -30,9 +31,7 @@ class StepFailed(Exception):
         self.step = step
 
 
-def spawn(
-    launch: Launch, directory: int, sources: Sequence[int], limits: tuple[int, int]
-) -> int:
+def spawn(launch: Launch, directory: int, sources: Sequence[int], limits: tuple[int, int]) -> int:
     """Start the command, with `sources` as its `targets`; return its pid when `execve` is done.
 
     The tag is the caller's to put on; `limits` are those of descriptors, which the guard has raised
@@ -47,7 +46,7 @@ def spawn(
         step = "descriptors"
         for source, above in moves(launch.targets, sources):
             duplicates.append(fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, above) if above >= 0 else -1)
-        moved = [new if new >= 0 else old for new, old in zip(duplicates, sources)]
+        moved = [new if new >= 0 else old for new, old in zip(duplicates, sources, strict=True)]
         if limits[0] != limits[1]:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         step = "execve"
@@ -76,14 +75,17 @@ def first_that_runs(launch: Launch, execute: Callable[[bytes], int]) -> int:
     raise refusal or FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
 
-def _posix_spawn(path: bytes, launch: Launch, sources: Sequence[int], steps: dict[str, tuple[int, ...]]) -> int:
-    group = {"setpgroup": 0} if "setpgid" in steps else {}
+def _posix_spawn(
+    path: bytes, launch: Launch, sources: Sequence[int], steps: dict[str, tuple[int, ...]]
+) -> int:
+    session = "setsid" in steps
+    group: dict[str, Any] = {} if session else {"setpgroup": 0}
     return os.posix_spawn(
         path,
         launch.argv,
         launch.env,
-        file_actions=[(os.POSIX_SPAWN_DUP2, *pair) for pair in zip(sources, launch.targets)],
-        setsid="setsid" in steps,
+        file_actions=[(os.POSIX_SPAWN_DUP2, *pair) for pair in zip(sources, launch.targets, strict=True)],
+        setsid=session,
         setsigmask=(),
         setsigdef=DEFAULTABLE,
         **group,

@@ -30,9 +30,9 @@ class Packet:
     __slots__ = ("credentials", "data", "fds")
 
     def __init__(self, data: bytes, fds: list[int], credentials: tuple[int, int, int] | None) -> None:
-        self.data = data
-        self.fds = fds
-        self.credentials = credentials
+        self.data: bytes = data
+        self.fds: list[int] = fds
+        self.credentials: tuple[int, int, int] | None = credentials
 
 
 def receive(sock: _socket.socket) -> Packet:
@@ -87,7 +87,7 @@ class Request:
     def __init__(self, packet: Packet) -> None:
         self._assembly = Assembly()
         self.launch: Launch | None = None
-        self.status = _socket.socket(fileno=packet.fds[0])
+        self.status: _socket.socket = _socket.socket(fileno=packet.fds[0])
         self.feed(packet)
 
     @property

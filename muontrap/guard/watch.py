@@ -6,7 +6,6 @@ orphans when the guard dies, tagged or not: it kills children until the kernel h
 
 from __future__ import annotations
 
-import _signal
 import os
 import select
 import time
@@ -15,6 +14,7 @@ from muontrap.containment.processes import Held, descendants, send
 from muontrap.containment.tagged import TagReader, kill_guardless
 from muontrap.guard.priority import raise_priority
 from muontrap.kernel import signals
+from muontrap.kernel.process import pidfd_open
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Watch:
         self._longest_grace = longest_grace
         self._guard_id = guard_id
         self._reader = reader
-        self._signals = signals.open_signalfd(_signal.SIGCHLD)
+        self._signals = signals.open_signalfd(signals.SIGCHLD)
         self._stops = 0
 
     def run(self) -> None:
@@ -49,7 +49,7 @@ class Watch:
         poll = select.poll()
         poll.register(self._host, select.POLLIN)
         poll.register(self._signals, select.POLLIN)
-        deadline = None
+        deadline: float | None = None
         while (status := self._guard_status()) is None:
             timeout = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
             ready = [fd for fd, _ in poll.poll(timeout)]
@@ -58,7 +58,7 @@ class Watch:
                 poll.unregister(self._host)
                 deadline = time.monotonic() + self._longest_grace() + _STUCK_AFTER
             elif deadline is not None and time.monotonic() >= deadline:
-                os.kill(self._guard_pid, _signal.SIGKILL)
+                os.kill(self._guard_pid, signals.SIGKILL)
                 deadline = None
         if status == 0:
             return  # it finished in order: what is left now was left alone on purpose
@@ -75,19 +75,19 @@ class Watch:
                 if not os.WIFSTOPPED(status):
                     return status
                 self._stops += 1
-                os.kill(pid, _signal.SIGCONT if self._stops == 1 else _signal.SIGKILL)
+                os.kill(pid, signals.SIGCONT if self._stops == 1 else signals.SIGKILL)
         return None
 
     def _kill_all(self) -> None:
         """Kill what hangs below until waitpid(2) says ECHILD: then there is nothing."""
         raise_priority()
-        this = Held.open(os.getpid())
+        this = Held(os.getpid(), pidfd_open(os.getpid()))
         poll = select.poll()
         poll.register(self._signals, select.POLLIN)
         pause = 1
-        while this and _has_children():
+        while _has_children():
             found = descendants([this])
-            send(found, _signal.SIGKILL)
+            send(found, signals.SIGKILL)
             for held in found:
                 held.close()
             # Not every death below sends SIGCHLD here: look again after at most `pause` ms.

@@ -25,7 +25,7 @@ class Identity:
             if account is None:
                 raise ValueError(f"user {command.user!r} has no account: give group= as well")
             self.gid = account.pw_gid
-        self.groups = _groups(command.extra_groups, account, self.gid)
+        self.groups: list[int] | None = _groups(command.extra_groups, account, self.gid)
         self.variables: dict[bytes, bytes] = {}
         if account:
             self.variables = {

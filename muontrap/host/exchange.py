@@ -101,7 +101,11 @@ class Exchange:
         if data is None:
             return None
         wrapper = io.TextIOWrapper(io.BytesIO(data), self._command.encoding, self._command.errors)
-        return data.decode(wrapper.encoding, wrapper.errors or "strict").replace("\r\n", "\n").replace("\r", "\n")
+        return (
+            data.decode(wrapper.encoding, wrapper.errors or "strict")
+            .replace("\r\n", "\n")
+            .replace("\r", "\n")
+        )
 
     def _read(self, fd: int, size: int) -> int:
         data = os.read(fd, size)

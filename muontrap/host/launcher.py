@@ -69,16 +69,21 @@ class Launcher:
         args: Args = self._command.args
         return args
 
-    def launch(self) -> Process:
+    def launch(self, *, timeout: float | None = None) -> Process:
         """Start the command.
 
+        Args:
+            timeout: seconds for the launch itself, which a file system that does not answer can
+                hold up; None for no limit.
+
         Raises:
+            TimeoutExpired: `execve` was not done in time; it never will be.
             OSError: as `subprocess` raises it: `FileNotFoundError`, `PermissionError` ... with the path of
                 the program or of `cwd`, or with the step that failed.  Nothing is left then.
             GuardError: the guard could not be started.
             GuardDied: the guard was killed meanwhile.
         """
-        return self._launch(self._command, None)
+        return self._launch(self._command, timeout if timeout is None else check_seconds("timeout", timeout))
 
     def run(
         self,

@@ -52,7 +52,7 @@ class Link:
             theirs.close()
             os.close(words)
             words = -1
-            self.hello = self._shake_hands(executable)
+            self.hello: Hello = self._shake_hands(executable)
         except BaseException:
             theirs.close()
             if words >= 0:
@@ -224,7 +224,9 @@ def _spawn(executable: str, requests: int, words: int, *, keep_privileges: bool)
     sources = [null, null, words, requests, host]
     moved: list[int] = []
     mode = "keep" if keep_privileges else "check"
-    folders = [os.path.dirname(os.path.abspath(path)) for path in (muontrap.__path__[0], _cffi_backend.__file__)]
+    folders = [
+        os.path.dirname(os.path.abspath(path)) for path in (muontrap.__path__[0], _cffi_backend.__file__)
+    ]
     try:
         # Above all targets, so that none is overwritten before it is copied.
         moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in sources]

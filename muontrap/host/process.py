@@ -198,7 +198,7 @@ class Process:
         if getattr(self, "pidfd", -1) < 0:
             return
         if self._result is None and self._died is None and not self._link.is_closed:
-            warnings.warn(f"command {self.pid} still runs, and is stopped", ResourceWarning, source=self)
+            warnings.warn(f"command {self.pid} still runs, and is stopped", ResourceWarning, 2, source=self)
             self._tell(Stop(delay=-1.0, reason=b"stopped"))
         self._close_files()
 

@@ -29,7 +29,9 @@ class _Values:
         return hash(tuple(self.__dict__.values()))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+        return (
+            f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+        )
 
 
 class SignalSent(_Values):
@@ -93,13 +95,17 @@ class CompletedProcess(subprocess.CompletedProcess["Any"]):
     not_permitted: tuple[int, ...]
     unkillable: tuple[int, ...]
 
+    returncode: int | None  # type: ignore[assignment]
+
     def __init__(self, args: Any, ended: Ended, stdout: Any = None, stderr: Any = None) -> None:
-        super().__init__(args, _returncode(ended.status), stdout, stderr)  # type: ignore[arg-type]
-        by_itself = "signal" if self.returncode is not None and self.returncode < 0 else "exited"
+        returncode = _returncode(ended.status)
+        super().__init__(args, returncode or 0, stdout, stderr)
+        self.returncode = returncode
+        by_itself = "signal" if returncode is not None and returncode < 0 else "exited"
         self.reason = ended.reason.decode("ascii") or by_itself  # type: ignore[assignment]
         self.signals_sent = tuple(
             SignalSent(signal=int(number), when=when, count=int(count))
-            for number, when, count in zip(*[iter(ended.sent)] * 3)
+            for number, when, count in zip(*[iter(ended.sent)] * 3, strict=True)
         )
         user, system, peak, *counts = ended.usage
         self.usage = Usage(
@@ -107,7 +113,7 @@ class CompletedProcess(subprocess.CompletedProcess["Any"]):
             user=user,
             system=system,
             max_rss=int(peak) * 1024 if peak >= 0 else None,
-            **dict(zip(_COUNTS, map(int, counts))),
+            **dict(zip(_COUNTS, map(int, counts), strict=True)),
         )
         self.not_permitted = tuple(ended.not_permitted)
         self.unkillable = tuple(ended.unkillable)
@@ -128,8 +134,11 @@ class CalledProcessError(subprocess.CalledProcessError):
         result: the `CompletedProcess`.
     """
 
+    returncode: int | None  # type: ignore[assignment]
+
     def __init__(self, result: CompletedProcess) -> None:
-        super().__init__(result.returncode, result.args, result.stdout, result.stderr)
+        super().__init__(result.returncode or 0, result.args, result.stdout, result.stderr)
+        self.returncode = result.returncode
         self.result = result
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -21,12 +21,12 @@ class Situation:
 
     def __init__(self) -> None:
         status = read("/proc/thread-self/status")
-        self.privileges = privileges(status)
-        self.namespaces = _namespaces()
-        self.umask = int(status.partition(b"Umask:")[2][:6], 8)
-        self.rlimits = [resource.getrlimit(number) for number in _RLIMITS]
-        self.nice = os.getpriority(os.PRIO_PROCESS, 0)
-        self.affinity = os.sched_getaffinity(0)
+        self.privileges: tuple[bytes, ...] = privileges(status)
+        self.namespaces: list[str | None] = _namespaces()
+        self.umask: int = int(status.partition(b"Umask:")[2][:6], 8)
+        self.rlimits: list[tuple[int, int]] = [resource.getrlimit(number) for number in _RLIMITS]
+        self.nice: int = os.getpriority(os.PRIO_PROCESS, 0)
+        self.affinity: set[int] = os.sched_getaffinity(0)
 
     def may_use_guard_of(self, other: Situation) -> bool:
         """Tell whether a guard started in the other situation has just this one's privileges."""
@@ -36,7 +36,7 @@ class Situation:
         """Return the steps that give a guard's child what it would inherit from this thread."""
         steps: list[Step] = [
             ("rlimit", (number, *limits))
-            for number, limits, before in zip(_RLIMITS, self.rlimits, other.rlimits)
+            for number, limits, before in zip(_RLIMITS, self.rlimits, other.rlimits, strict=True)
             if limits != before
         ]
         if self.nice != other.nice:

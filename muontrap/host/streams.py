@@ -42,7 +42,7 @@ class Streams:
 
     def terminal(self) -> int:
         """Return the first of the command's standard streams that is a terminal."""
-        for target, source in zip(self.targets, self.sources):
+        for target, source in zip(self.targets, self.sources, strict=True):
             if target <= 2 and os.isatty(source):
                 return target
         raise OSError(errno.ENOTTY, "foreground=True, but no standard stream is a terminal")
@@ -91,10 +91,12 @@ def _is_open(fd: int) -> bool:
 def _open(fd: int, mode: str, command: Command) -> IO[Any]:
     # A buffer of one line is for text alone, as in subprocess.
     line_buffered = command.bufsize == 1 and command.is_text
-    file: IO[Any] = io.open(fd, mode, -1 if command.bufsize == 1 else command.bufsize)
+    file: IO[Any] = open(  # noqa: SIM115
+        fd, mode, -1 if command.bufsize == 1 else command.bufsize
+    )
     if command.is_text:
         file = io.TextIOWrapper(
-            file,  # type: ignore[arg-type]
+            file,
             encoding=command.encoding,
             errors=command.errors,
             line_buffering=line_buffered,

@@ -6,8 +6,12 @@ import errno
 import os
 import select
 
-from muontrap.kernel.abi import check, libc, syscall
 from muontrap.kernel._generated_ffi import ffi
+from muontrap.kernel.abi import check, libc, syscall
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 RLIMIT_LOCKS = libc.RLIMIT_LOCKS
 RLIM_INFINITY = 2**64 - 1
@@ -90,13 +94,13 @@ def _prctl(call: str, option: int, value: int) -> None:
 
 
 # musl has one prlimit, with 64 bits; glibc's plain one has 32 where long has.
-_prlimit = getattr(libc, "prlimit64", None) or libc.prlimit  # type: ignore[attr-defined]
-_limit = ffi.new("struct rlimit64 *")
+_prlimit = libc.prlimit64 if hasattr(libc, "prlimit64") else libc.prlimit
+_limit: Any = ffi.new("struct rlimit64 *")
 
 
 def get_limit(pid: int, resource: int) -> tuple[int, int]:
     """Return (soft, hard) of process `pid`, 0 being the caller. See prlimit(2)."""
-    limit = ffi.new("struct rlimit64 *")
+    limit: Any = ffi.new("struct rlimit64 *")
     check(_prlimit(pid, resource, ffi.NULL, limit), "prlimit")
     return limit.rlim_cur, limit.rlim_max
 

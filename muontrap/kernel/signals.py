@@ -6,17 +6,18 @@ guard more time than all the rest of it (docs/explanation/architecture.md).
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]
 import os
 
 from muontrap.kernel._generated_ffi import ffi
 from muontrap.kernel.abi import check, libc
 
+SIGKILL: int = _signal.SIGKILL
+SIGCHLD: int = _signal.SIGCHLD
+SIGCONT: int = _signal.SIGCONT
 ALL = tuple(range(1, _signal.NSIG))
 # glibc and musl keep 32 to 34 for themselves; SIGKILL and SIGSTOP have no disposition to set.
-DEFAULTABLE = tuple(
-    number for number in ALL if number not in (_signal.SIGKILL, _signal.SIGSTOP, 32, 33, 34)
-)
+DEFAULTABLE = tuple(number for number in ALL if number not in (SIGKILL, _signal.SIGSTOP, 32, 33, 34))
 _SIGINFO_SIZE = 128
 
 

@@ -12,15 +12,14 @@ from muontrap.logic.escalation import KILL_MODES
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from os import PathLike
-    from typing import IO, Any, Literal, TypedDict, Union
+    from typing import IO, Any, Literal, TypeAlias, TypedDict
 
     from typing_extensions import Unpack
 
-    Text = Union[str, bytes]
-    Path = Union[str, bytes, PathLike[str], PathLike[bytes]]
-    Args = Sequence[Path]
-    Stream = Union[None, int, IO[Any]]
-    KillMode = Literal["mixed", "control-group", "process"]
+    Path: TypeAlias = str | bytes | PathLike[str] | PathLike[bytes]
+    Args: TypeAlias = Sequence[Path]
+    Stream: TypeAlias = int | IO[Any] | None
+    KillMode: TypeAlias = Literal["mixed", "control-group", "process"]
 
     class Options(TypedDict, total=False):
         """Keyword options of `Launcher` and `run`. `docs/reference/options.md` explains each."""
@@ -54,7 +53,7 @@ if TYPE_CHECKING:
         no_new_privs: bool
         pdeathsig: int | None
 
-    Checker = Callable[[str, Any], Any]
+    Checker: TypeAlias = Callable[[str, Any], Any]
 
 
 # subprocess's own values, so that its constants and ours are the same (it is not imported here).
@@ -243,7 +242,7 @@ def _kill_mode(name: str, value: Any) -> str:
     return str(value)
 
 
-def _any(name: str, value: Any) -> Any:
+def _truth(_: str, value: Any) -> bool:
     return bool(value)
 
 
@@ -255,7 +254,7 @@ _CHECKERS: dict[str, tuple[Any, Checker]] = {
     "stdout": (None, _stream),
     "stderr": (None, _stream),
     "bufsize": (-1, _integer(-1, 2**31 - 1)),
-    "text": (None, _any),
+    "text": (None, _truth),
     "encoding": (None, _optional(_codec)),
     "errors": (None, _optional(_codec)),
     "cwd": (None, _optional(encode)),

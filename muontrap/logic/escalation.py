@@ -123,6 +123,7 @@ class Escalation:
     """One command on its way to the end. Times are seconds of any one monotonic clock."""
 
     __slots__ = ("_delay", "_table", "deadline", "state")
+    state: str
 
     def __init__(self, kill_mode: str, delay_to_sigkill: float) -> None:
         self._table = TABLES[kill_mode]
@@ -144,7 +145,7 @@ class Escalation:
             return ""
         if self.state == "gone" and event in ("stop", "kill"):
             return ""
-        before = self.state
+        before: str = self.state
         self.state, action = self._table[before][event]
         if self.state == "stopping" and (event == "stop" or before == "running"):
             end = now + (self._delay if delay is None else delay)

@@ -22,9 +22,9 @@ class Format:
     def __init__(self, *, magic: str, check_bits: int, guard_bits: int, number_bits: int) -> None:
         self._magic = int(magic, 2)
         self._check_bits = check_bits
-        self.guard_bits = guard_bits
-        self.number_bits = number_bits
-        self.width = len(magic) + check_bits + guard_bits + number_bits
+        self.guard_bits: int = guard_bits
+        self.number_bits: int = number_bits
+        self.width: int = len(magic) + check_bits + guard_bits + number_bits
 
     def encode(self, guard: int, number: int) -> int:
         """Return the limit value of command `number` of guard `guard`."""

@@ -17,7 +17,8 @@ from muontrap.errors import ProtocolError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from typing import ClassVar
 
     from muontrap.logic.steps import Step
 
@@ -33,7 +34,7 @@ class Record:
     """A record; its annotations, in order, are its fields on the wire."""
 
     __slots__ = ()
-    FIELDS: tuple[tuple[str, str], ...] = ()
+    FIELDS: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     def __init__(self, **values: object) -> None:
         if len(values) != len(self.FIELDS):
@@ -42,9 +43,10 @@ class Record:
             setattr(self, name, value)  # no other name than those in __slots__ can be
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.encode() == other.encode()  # type: ignore[attr-defined]
+        return isinstance(other, Record) and self.encode() == other.encode()
 
-    __hash__ = None  # type: ignore[assignment]
+    def __hash__(self) -> int:
+        return hash(self.encode())
 
     def encode(self) -> bytes:
         """Return the record's bytes."""
@@ -66,7 +68,12 @@ class Hello(Record):
     """The guard is ready; with it come pidfds of the watch and of the guard."""
 
     __slots__ = ("guard_id", "guard_pid", "tag_width", "watch_pid")
-    FIELDS = (("guard_id", "int"), ("guard_pid", "int"), ("watch_pid", "int"), ("tag_width", "int"))
+    FIELDS: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("guard_id", "int"),
+        ("guard_pid", "int"),
+        ("watch_pid", "int"),
+        ("tag_width", "int"),
+    )
     guard_id: int
     guard_pid: int
     watch_pid: int
@@ -87,7 +94,7 @@ class Launch(Record):
         "stop_signal",
         "targets",
     )
-    FIELDS = (
+    FIELDS: ClassVar[tuple[tuple[str, str], ...]] = (
         ("spawn", "int"),
         ("kill_mode", "bytes"),
         ("delay_to_sigkill", "float"),
@@ -119,7 +126,7 @@ class Started(Record):
     """`execve` has succeeded; with it comes a pidfd."""
 
     __slots__ = ("pid",)
-    FIELDS = (("pid", "int"),)
+    FIELDS: ClassVar[tuple[tuple[str, str], ...]] = (("pid", "int"),)
     pid: int
 
 
@@ -127,7 +134,7 @@ class Failed(Record):
     """The command did not run; nothing of it is left."""
 
     __slots__ = ("errno", "path", "step")
-    FIELDS = (("errno", "int"), ("step", "bytes"), ("path", "bytes"))
+    FIELDS: ClassVar[tuple[tuple[str, str], ...]] = (("errno", "int"), ("step", "bytes"), ("path", "bytes"))
     errno: int
     step: bytes
     path: bytes
@@ -137,7 +144,7 @@ class Stop(Record):
     """End the command; a negative delay means its own `delay_to_sigkill`."""
 
     __slots__ = ("delay", "reason")
-    FIELDS = (("delay", "float"), ("reason", "bytes"))
+    FIELDS: ClassVar[tuple[tuple[str, str], ...]] = (("delay", "float"), ("reason", "bytes"))
     delay: float
     reason: bytes
 
@@ -146,7 +153,7 @@ class Signal(Record):
     """Send a signal to the command's process group, whose leader the guard has not reaped."""
 
     __slots__ = ("signum",)
-    FIELDS = (("signum", "int"),)
+    FIELDS: ClassVar[tuple[tuple[str, str], ...]] = (("signum", "int"),)
     signum: int
 
 
@@ -154,7 +161,7 @@ class Suspended(Record):
     """The main process was stopped by a signal."""
 
     __slots__ = ("signum",)
-    FIELDS = (("signum", "int"),)
+    FIELDS: ClassVar[tuple[tuple[str, str], ...]] = (("signum", "int"),)
     signum: int
 
 
@@ -166,7 +173,7 @@ class Ended(Record):
     """
 
     __slots__ = ("not_permitted", "reason", "sent", "status", "unkillable", "usage", "wall")
-    FIELDS = (
+    FIELDS: ClassVar[tuple[tuple[str, str], ...]] = (
         ("status", "int"),
         ("reason", "bytes"),
         ("wall", "float"),
@@ -191,7 +198,9 @@ _KINDS: tuple[type[Record], ...] = (
 
 # A record's head: its kind, and for each field the number itself or the length of its body, in bytes.
 _SCALARS = {"int": "q", "float": "d"}
-_HEADS = [struct.Struct("<B" + "".join(_SCALARS.get(field, "Q") for _, field in kind.FIELDS)) for kind in _KINDS]
+_HEADS = [
+    struct.Struct("<B" + "".join(_SCALARS.get(field, "Q") for _, field in kind.FIELDS)) for kind in _KINDS
+]
 
 
 def decode(data: bytes) -> Record:
@@ -203,7 +212,7 @@ def decode(data: bytes) -> Record:
         raise ProtocolError(f"{len(data)} bytes are no {kind.__name__}")
     values: dict[str, object] = {}
     at = head.size
-    for (name, field), scalar in zip(kind.FIELDS, head.unpack_from(data)[1:]):
+    for (name, field), scalar in zip(kind.FIELDS, head.unpack_from(data)[1:], strict=True):
         if field in _SCALARS:
             values[name] = scalar
         else:
@@ -307,7 +316,7 @@ def _unpack_steps(body: bytes) -> list[Step]:
 
 _STEP = struct.Struct("<II")
 # None of the strings has a NUL: execve(2) has no other end for them either.
-_ENCODERS = {
+_ENCODERS: dict[str, Callable[..., bytes]] = {
     "bytes": bytes,
     "ints": lambda values: _pack("q", values),
     "floats": lambda values: _pack("d", values),
@@ -315,7 +324,7 @@ _ENCODERS = {
     "mapping": lambda values: b"".join([b"%b\0%b\0" % item for item in values.items()]),
     "steps": _pack_steps,
 }
-_DECODERS = {
+_DECODERS: dict[str, Callable[[bytes], object]] = {
     "bytes": bytes,
     "ints": lambda body: list(_unpack("q", body)),
     "floats": lambda body: list(_unpack("d", body)),
