@@ -35,7 +35,6 @@ TIMED_OUT, FAILED, NOT_EXECUTABLE, NOT_FOUND, BY_SIGNAL = 124, 125, 126, 127, 12
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _TERMINAL = 0  # the terminal that counts is the one on stdin
-_NO_GROUP = -1
 _LONGEST_WAIT = 1e6  # s; poll(2) takes milliseconds as an int
 # What the library's messages call options, and what they are called here.
 _NAMES_HERE = (("allow_root=True", "--allow-root"), ("group=", "--group"))
@@ -67,20 +66,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace, signals: _Signals, inherited: list[int]) -> int:
     from muontrap.errors import MuontrapError
     from muontrap.host.launcher import Launcher
+    from muontrap.host.results import TimeoutExpired
 
     terminal = _Terminal.find()
     try:
         launcher = Launcher(arguments.command, **_options(arguments, terminal, inherited))
-        process = signals.launch(lambda: launcher.launch(timeout=arguments.timeout))
-        with process:
+        with signals.launch(launcher, arguments.timeout) as process:
             result = _Watcher(process, signals, terminal, arguments).until_end()
+    except TimeoutExpired:
+        _fail(f"{arguments.command[0]!r} was not executed within {arguments.timeout:g} s")
+        return TIMED_OUT
     except (ValueError, TypeError, KeyError, MuontrapError) as error:
         return _fail(_text(error))
     except OSError as error:
         return _refused(error, arguments.command[0])
     finally:
         if terminal:
-            terminal.take_from(_NO_GROUP)
+            terminal.take_back()
     _report(result, with_statistics=arguments.stats)
     return _exit_status(result)
 
@@ -99,7 +101,7 @@ def _options(arguments: argparse.Namespace, terminal: _Terminal | None, inherite
     }
     if terminal:
         options["start_new_session"] = False
-        options["foreground"] = terminal.is_ours()
+        options["foreground"] = terminal.lend()
     return options
 
 
@@ -145,7 +147,7 @@ class _Watcher:
 
     def _take(self, signum: int) -> None:
         if signum == signal.SIGCONT:
-            self._resume()
+            self._go_on()
             return
         self._stops += 1
         if self._stops == 1:
@@ -161,17 +163,18 @@ class _Watcher:
     def _suspend(self, terminal: _Terminal, signum: int) -> None:
         """Stop, as the command did: our shell then sees its job stopped, and can continue it."""
         wants_terminal = signum in (signal.SIGTTIN, signal.SIGTTOU) and terminal.is_ours()
-        terminal.take_from(self._process.pid)
+        terminal.take_back()
         if not wants_terminal:
             os.killpg(0, signal.SIGTSTP)
         # Here again: continued by somebody; or nobody could (an orphaned group is not stopped).
         # In the background, only SIGCONT tells which.
         if terminal.is_ours():
-            self._resume()
+            self._go_on()
 
-    def _resume(self) -> None:
-        if self._process.suspended is not None and self._terminal:
-            self._terminal.give_to(self._process.pid)
+    def _go_on(self) -> None:
+        if self._terminal:
+            self._terminal.lend_again(self._process.pid)
+        if self._process.suspended is not None:
             self._process.resume()
 
 
@@ -202,17 +205,18 @@ class _Signals:
             return []
         return [signum for signum in numbers if signum in _STOPPING or signum == signal.SIGCONT]
 
-    def launch(self, launcher: Launcher) -> Process:
+    def launch(self, launcher: Launcher, timeout: float | None) -> Process:
         """Launch; give up on the second signal, for a file system that hangs can make it last.
 
-        One signal waits until there is a command to stop.
+        The first one waits until there is a command to stop.
 
         Raises:
             _Interrupted: the guard ends what there is, once we have exited.
+            TimeoutExpired, OSError, GuardError, GuardDied: as `Launcher.launch`.
         """
         self._launching = True
         try:
-            return launcher.launch()
+            return launcher.launch(timeout=timeout)
         finally:
             self._launching = False
 
@@ -233,15 +237,15 @@ class _Terminal:
     """Our controlling terminal on stdin: which group is in its foreground, and its modes.
 
     The guard moves the foreground, also when we are killed.  What is done here too is for a command
-    that was started in the background, which the guard has no terminal for; and for a group that
-    the command left in the foreground.
+    that was started in the background, which the guard has no terminal for; and for what a command
+    leaves in the foreground: another group of its own, or its end before `execve`.
     """
 
     def __init__(self) -> None:
         # A process in the background that touches the terminal would be stopped.
         signal.signal(signal.SIGTTOU, signal.SIG_IGN)
-        # Modes in the background are those of our shell's line editor, and not to be restored.
-        self._own_modes = self._modes() if self.is_ours() else None
+        self._is_lent = False
+        self._own_modes: _Modes | None = None
         self._commands_modes: _Modes | None = None
 
     @classmethod
@@ -257,20 +261,27 @@ class _Terminal:
         """Tell whether our process group is in the foreground."""
         return self._foreground() == os.getpgrp()
 
-    def give_to(self, group: int) -> None:
-        """Put the command in the foreground, with the modes it had, if we are there."""
-        if self.is_ours():
+    def lend(self) -> bool:
+        """Note the modes if we are in the foreground, for the guard to move a command there."""
+        self._is_lent = self.is_ours()
+        if self._is_lent:  # in the background, the modes are those of our shell's line editor
             self._own_modes = self._modes()
+        return self._is_lent
+
+    def lend_again(self, group: int) -> None:
+        """Put the command in the foreground, with the modes that it had, if we are there by now."""
+        if self.lend():
             self._set_modes(self._commands_modes)
             self._set_foreground(group)
+        else:
+            self._is_lent = self._foreground() == group
 
-    def take_from(self, group: int) -> None:
-        """Take the foreground from a command, or from a group that is no more; and our modes again."""
-        foreground = self._foreground()
-        if foreground == group or not _exists(foreground):
-            self._set_foreground(os.getpgrp())
-        if self._own_modes and self.is_ours():
+    def take_back(self) -> None:
+        """Be in the foreground, with our modes again, if it was lent."""
+        if self._is_lent:
+            self._is_lent = False
             self._commands_modes = self._modes()
+            self._set_foreground(os.getpgrp())
             self._set_modes(self._own_modes)
 
     def _foreground(self) -> int:
@@ -294,16 +305,6 @@ class _Terminal:
             with contextlib.suppress(termios.error):
                 # Not TCSADRAIN, which can wait for ever: for output that Ctrl-S holds back.
                 termios.tcsetattr(_TERMINAL, termios.TCSANOW, modes)
-
-
-def _exists(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except PermissionError:
-        return True
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def _report(result: CompletedProcess, *, with_statistics: bool) -> None:

@@ -20,7 +20,7 @@ def usable_format() -> Format | None:
     """
     soft, hard = get_limit(0, RLIMIT_LOCKS)
     for form in (WIDE, NARROW):
-        probe = form.encode(0, 0)
+        probe = form.encode(0, 1)
         if hard < probe:
             continue
         try:

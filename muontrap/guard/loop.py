@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
     from muontrap.logic.wire import Launch
 
+# epoll_wait(2) takes no more than 2**31 ms; to wake up without a need does no harm.
+_LONGEST_SLEEP = 1e6
+
 
 class Guard:
     """Launches what the host asks for, until the host is gone and everything else too."""
@@ -80,7 +83,7 @@ class Guard:
 
     def _timeout(self) -> float | None:
         times = [at for command in self._commands.values() if (at := command.wake_at()) is not None]
-        return max(0.0, min(times) - time.monotonic()) if times else None
+        return min(max(0.0, min(times) - time.monotonic()), _LONGEST_SLEEP) if times else None
 
     def _tick(self) -> None:
         """Reap, look for what is left of commands, and forget those of which nothing is."""

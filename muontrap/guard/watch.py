@@ -51,7 +51,7 @@ class Watch:
         poll.register(self._signals, select.POLLIN)
         deadline: float | None = None
         while (status := self._guard_status()) is None:
-            timeout = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+            timeout = None if deadline is None else min(max(0.0, deadline - time.monotonic()), 1e6) * 1000
             ready = [fd for fd, _ in poll.poll(timeout)]
             signals.drain(self._signals)
             if self._host in ready:

@@ -8,6 +8,8 @@ import os
 import select
 import time
 
+from muontrap.host.link import poll_ms
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import IO, Any
@@ -57,10 +59,8 @@ class Exchange:
         if stdin >= 0:
             poll.register(stdin, select.POLLOUT)
         while True:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
-            events = poll.poll(left)
-            if not events:
-                return False
+            left = None if deadline is None else deadline - time.monotonic()
+            events = poll.poll(poll_ms(left))
             for fd, _ in events:
                 if fd in self._open and not self._read(fd, _CHUNK):
                     poll.unregister(fd)
@@ -69,7 +69,7 @@ class Exchange:
                     stdin = -1
             if any(fd == status for fd, _ in events):
                 return True
-            if deadline is not None and time.monotonic() >= deadline:
+            if left is not None and left <= 0:
                 return False
 
     def drain(self) -> None:

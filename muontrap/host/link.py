@@ -192,11 +192,16 @@ os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def wait_readable(fds: list[int], timeout: float | None) -> list[int]:
-    """Return those that are readable, after at most `timeout` s (None: no limit)."""
+    """Return those that are readable, after at most `timeout` s (None: no limit), or 11 days."""
     poll = select.poll()
     for fd in fds:
         poll.register(fd, select.POLLIN)
-    return [fd for fd, _ in poll.poll(None if timeout is None else max(0.0, timeout) * 1000)]
+    return [fd for fd, _ in poll.poll(poll_ms(timeout))]
+
+
+def poll_ms(timeout: float | None) -> float | None:
+    """Return a time in seconds as poll(2) takes it: no more than 2**31 ms, and not rounded to 0."""
+    return None if timeout is None else min(max(0.0, timeout), 1e6) * 1000
 
 
 def interpreter() -> str:

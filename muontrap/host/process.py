@@ -260,7 +260,7 @@ class Process:
         self._check_here()
         while not self._read_status():
             left = None if deadline is None else deadline - time.monotonic()
-            if not wait_readable([self.fileno()], left) and deadline is not None:
+            if not wait_readable([self.fileno()], left) and left is not None and left <= 0:
                 return False
         return True
 

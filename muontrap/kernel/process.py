@@ -25,12 +25,12 @@ def pidfd_open(pid: int) -> int:
 def pidfd_open_if_there(pid: int) -> int | None:
     """Return a pidfd, or None when there is no such process any more.
 
-    EINVAL too is "gone": the kernel gives it for a thread's number, and in a race with an exit.
+    EINVAL and, since Linux 6.15, ENOENT are "gone" too: a thread's number, or a race with an exit.
     """
     try:
         return pidfd_open(pid)
     except OSError as error:
-        if error.errno in (errno.ESRCH, errno.EINVAL):
+        if error.errno in (errno.ESRCH, errno.EINVAL, errno.ENOENT):
             return None
         raise
 

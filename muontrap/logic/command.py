@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
@@ -121,7 +120,7 @@ def check_seconds(name: str, value: float) -> float:
     """Return a time in seconds, or raise for anything that is no finite number from 0 on."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number of seconds, not {value!r}")
-    if not (math.isfinite(value) and value >= 0):
+    if not 0 <= value <= sys.float_info.max:
         raise ValueError(f"{name} must be a finite number of seconds, 0 or more, not {value!r}")
     return float(value)
 
@@ -132,6 +131,8 @@ def _argv(args: Args) -> tuple[bytes, ...]:
             f"args must be a sequence such as ['ls', '-l'], not {args!r}: no shell splits it "
             "(shlex.split does, where that is wanted)"
         )
+    if not hasattr(args, "__iter__"):
+        raise TypeError(f"args must be a sequence of str, bytes or path-likes, not {args!r}")
     argv = tuple(encode(f"args[{index}]", value) for index, value in enumerate(args))
     if not argv:
         raise ValueError("args is empty: it must begin with the program")

@@ -19,7 +19,7 @@ def interpreter_of(head: bytes) -> bytes | None:
     if head.startswith(b"\x7fELF"):
         try:
             return _elf_interpreter(head)
-        except (struct.error, IndexError):
+        except (struct.error, IndexError, OverflowError):
             return None
     return None
 
@@ -35,5 +35,6 @@ def _elf_interpreter(head: bytes) -> bytes | None:
             word, offset_at, length_at = ("Q", 8, 32) if wide else ("I", 4, 16)
             (offset,) = struct.unpack_from(order + word, head, at + offset_at)
             (length,) = struct.unpack_from(order + word, head, at + length_at)
-            return head[offset : offset + length].rstrip(b"\0") or None
+            path = head[offset : offset + length]
+            return path.rstrip(b"\0") or None if len(path) == length else None
     return None

@@ -42,7 +42,7 @@ def privileges(text: bytes) -> tuple[bytes, ...]:
     They are ids and groups, capabilities, no_new_privs and the seccomp mode.
     """
     ids = text[text.find(b"\nUid:") : text.find(b"\nFDSize:")]
-    groups = text[text.find(b"\nGroups:") : text.find(b"\nNStgid:")]
+    groups = text[text.find(b"\nGroups:") + 1 :].partition(b"\n")[0]
     capabilities = text[text.find(b"\nCapInh:") : text.find(b"\nSeccomp:")]
-    seccomp = text[text.find(b"\nSeccomp:") :][:11]
+    seccomp = text[text.find(b"\nSeccomp:") + 1 :].partition(b"\n")[0]
     return ids, groups, capabilities, seccomp

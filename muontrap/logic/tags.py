@@ -27,8 +27,11 @@ class Format:
         self.width: int = len(magic) + check_bits + guard_bits + number_bits
 
     def encode(self, guard: int, number: int) -> int:
-        """Return the limit value of command `number` of guard `guard`."""
-        if guard >> self.guard_bits or number >> self.number_bits:
+        """Return the limit value of command `number`, 1 or more, of guard `guard`.
+
+        With a number 0, round values such as 0x5A700000 would be tags.
+        """
+        if guard >> self.guard_bits or not 0 < number < 1 << self.number_bits:
             raise ValueError(f"guard {guard} or number {number} does not fit a tag")
         identity = guard << self.number_bits | number
         head = self._magic << self._check_bits | self._check(identity)
@@ -38,7 +41,7 @@ class Format:
         """Return (guard, number), or None for a limit that is no tag."""
         guard = value >> self.number_bits & (1 << self.guard_bits) - 1
         number = value & (1 << self.number_bits) - 1
-        return (guard, number) if value == self.encode(guard, number) else None
+        return (guard, number) if number and value == self.encode(guard, number) else None
 
     def next_number(self, last: int, used: Container[int]) -> int:
         """Return the number after `last` that is not in use, starting again at 1 after the end."""

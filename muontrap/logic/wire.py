@@ -307,7 +307,7 @@ def _unpack_steps(body: bytes) -> list[Step]:
         start = at + _STEP.size
         at = start + length + 8 * count
         numbers = body[start + length : at]
-        if len(numbers) != 8 * count:
+        if at > len(body):
             raise ValueError("a step is cut short")
         name = body[start : start + length].decode("ascii")
         steps.append((name, tuple(int(number) for number in _unpack("q", numbers))))

@@ -1,0 +1,59 @@
+"""signalfd, masks and dispositions: the real kernel."""
+
+from __future__ import annotations
+
+import signal
+
+from children import run_python
+
+from muontrap.kernel import signals
+
+
+def test_numbers() -> None:
+    assert set(signals.ALL) == set(range(1, signal.NSIG))
+    musls = {34}  # which is glibc's SIGRTMIN
+    assert {*signals.DEFAULTABLE, *musls} == signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP} | musls
+    assert (signals.SIGKILL, signals.SIGCHLD, signals.SIGCONT) == (9, signal.SIGCHLD, signal.SIGCONT)
+
+
+def test_signalfd_is_readable_while_a_signal_is_pending() -> None:
+    out = run_python("""
+        import os, select, signal
+        from muontrap.kernel import signals
+        signals.block_all()
+        fd = signals.open_signalfd(signal.SIGUSR1, signal.SIGRTMAX)
+        ready = lambda: bool(select.select([fd], [], [], 0)[0])
+        print(os.get_inheritable(fd), os.get_blocking(fd), ready())
+        os.kill(os.getpid(), signal.SIGUSR2)
+        print(ready())
+        os.kill(os.getpid(), signal.SIGUSR1)
+        print(ready())
+        signals.drain(fd)
+        print(ready())
+        for _ in range(40):  # real-time signals queue: more than one read takes
+            os.kill(os.getpid(), signal.SIGRTMAX)
+        signals.drain(fd)
+        print(ready())
+        signals.drain(fd)
+    """)
+    assert out.split("\n") == ["False False False", "False", "True", "False", "False"]
+
+
+def test_block_all_and_reset() -> None:
+    """After `reset` the kernel has no signal blocked, ignored or caught; SIGINT and SIGPIPE are Python's."""
+    out = run_python("""
+        import signal
+        from muontrap.kernel import signals
+        def show():
+            fields = dict(line.split(":") for line in open("/proc/self/status") if line.startswith("Sig"))
+            return [int(fields[name], 16) for name in ("SigBlk", "SigIgn", "SigCgt")]
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        signal.signal(signal.SIGRTMAX, print)
+        signals.block_all()
+        blocked, ignored, caught = show()
+        unblockable = 1 << 8 | 1 << 18
+        print(blocked | unblockable | 3 << 31 == 2**64 - 1, ignored > 0, caught > 0)
+        signals.reset()
+        print(show())
+    """)
+    assert out.split("\n") == ["True True True", "[0, 0, 0]"]

@@ -1,0 +1,271 @@
+"""Every check of a command's options: what is refused, with which exception, and in which words."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from muontrap.logic.command import _CHECKERS, DEVNULL, PIPE, STDOUT, Command, check_seconds, encode
+
+NOFILE, LOCKS = resource.RLIMIT_NOFILE, 10
+# option, value, exception, what the message has to name
+REFUSED: list[tuple[str, Any, type[Exception], str]] = [
+    ("shell", True, TypeError, "shlex|list"),
+    ("preexec_fn", print, TypeError, "rlimits"),
+    ("no_such_option", 1, TypeError, "no_such_option"),
+    ("close_fds", False, TypeError, "close_fds"),
+    ("executable", 3, TypeError, "executable.*3"),
+    ("executable", "a\0b", ValueError, r"executable.*a\\x00b"),
+    ("stdin", "file", TypeError, "stdin.*'file'"),
+    ("stdin", STDOUT, ValueError, "stderr alone"),
+    ("stdout", STDOUT, ValueError, "stderr alone"),
+    ("stdout", True, TypeError, "stdout.*True"),
+    ("stderr", -4, TypeError, "stderr.*-4"),
+    ("stderr", 1.0, TypeError, "stderr.*1.0"),
+    ("bufsize", "1", TypeError, "bufsize.*'1'"),
+    ("bufsize", -2, ValueError, "bufsize.*-2"),
+    ("encoding", "no-such", LookupError, "no-such"),
+    ("encoding", 8, TypeError, "encoding.*8"),
+    ("errors", "no-such", LookupError, "no-such"),
+    ("cwd", 3.5, TypeError, "cwd.*3.5"),
+    ("cwd", b"a\0", ValueError, "cwd.*null"),
+    ("env", [("A", "b")], TypeError, "env.*mapping"),
+    ("env", {"A": 1}, TypeError, r"env\['A'\].*1"),
+    ("env", {"A": None}, TypeError, r"env\['A'\].*None"),
+    ("env", {"A=B": "c"}, ValueError, "A=B"),
+    ("env", {"": "c"}, ValueError, "''"),
+    ("env", {"A": "b\0"}, ValueError, r"env\['A'\].*null"),
+    ("env", {1: "b"}, TypeError, "name in env.*1"),
+    ("env_update", {"A=": None}, ValueError, "A="),
+    ("env_update", "A=b", TypeError, "mapping.*A=b"),
+    ("user", True, TypeError, "user.*True"),
+    ("user", 1.0, TypeError, "user.*1.0"),
+    ("user", -1, ValueError, "user.*-1"),
+    ("user", 2**32 - 1, ValueError, "user.*4294967295"),
+    ("user", "a\0", ValueError, "user.*null"),
+    ("group", b"wheel", TypeError, "group.*wheel"),
+    ("extra_groups", "wheel", TypeError, "extra_groups.*'wheel'"),
+    ("extra_groups", 4, TypeError, "extra_groups.*4"),
+    ("extra_groups", [4, -1], ValueError, r"extra_groups\[1\].*-1"),
+    ("allow_root", 1, TypeError, "allow_root.*1"),
+    ("umask", 0o1000, ValueError, "umask.*512"),
+    ("umask", -1, ValueError, "umask.*-1"),
+    ("umask", "022", TypeError, "umask.*'022'"),
+    ("pass_fds", 3, TypeError, "pass_fds.*3"),
+    ("pass_fds", [-1], ValueError, r"pass_fds\[0\].*-1"),
+    ("pass_fds", [3, None], TypeError, r"pass_fds\[1\].*None"),
+    ("start_new_session", 0, TypeError, "start_new_session.*0"),
+    ("foreground", True, ValueError, "start_new_session=False"),
+    ("foreground", None, TypeError, "foreground.*None"),
+    ("kill_mode", "control_group", ValueError, "control-group.*control_group"),
+    ("kill_mode", None, ValueError, "None"),
+    ("kill_mode", [], ValueError, r"\[\]"),
+    ("delay_to_sigkill", -0.1, ValueError, "delay_to_sigkill.*-0.1"),
+    ("delay_to_sigkill", float("nan"), ValueError, "nan"),
+    ("delay_to_sigkill", float("inf"), ValueError, "inf"),
+    ("delay_to_sigkill", 10**400, ValueError, "delay_to_sigkill"),
+    ("delay_to_sigkill", "1", TypeError, "delay_to_sigkill.*'1'"),
+    ("delay_to_sigkill", True, TypeError, "delay_to_sigkill.*True"),
+    ("delay_to_sigkill", None, TypeError, "delay_to_sigkill.*None"),
+    ("stop_signal", 0, ValueError, "stop_signal.*0"),
+    ("stop_signal", 65, ValueError, "stop_signal.*65"),
+    ("stop_signal", "TERM", TypeError, "stop_signal.*'TERM'"),
+    ("rlimits", [(NOFILE, 4)], TypeError, "rlimits.*mapping"),
+    ("rlimits", {LOCKS: 4}, ValueError, "RLIMIT_LOCKS.*tag"),
+    ("rlimits", {16: 4}, ValueError, "rlimits.*16"),
+    ("rlimits", {"NOFILE": 4}, TypeError, "rlimits.*'NOFILE'"),
+    ("rlimits", {NOFILE: "4"}, TypeError, r"rlimits\[7\].*'4'"),
+    ("rlimits", {NOFILE: (1, 2, 3)}, ValueError, r"\(1, 2, 3\)"),
+    ("rlimits", {NOFILE: (5, 4)}, ValueError, r"soft.*\(5, 4\)"),
+    ("rlimits", {NOFILE: (-1, 4)}, ValueError, r"soft.*\(-1, 4\)"),
+    ("rlimits", {NOFILE: -2}, ValueError, "-2"),
+    ("rlimits", {NOFILE: 2**63}, ValueError, "9223372036854775808"),
+    ("nice", 20, ValueError, "nice.*20"),
+    ("nice", -21, ValueError, "nice.*-21"),
+    ("nice", 1.5, TypeError, "nice.*1.5"),
+    ("cpu_affinity", [], ValueError, r"cpu_affinity.*\(|\["),
+    ("cpu_affinity", 0, TypeError, "cpu_affinity.*0"),
+    ("cpu_affinity", [-1], ValueError, r"cpu_affinity\[0\].*-1"),
+    ("oom_score_adj", 1001, ValueError, "oom_score_adj.*1001"),
+    ("oom_score_adj", -1001, ValueError, "oom_score_adj.*-1001"),
+    ("no_new_privs", "yes", TypeError, "no_new_privs.*'yes'"),
+    ("pdeathsig", 0, ValueError, "pdeathsig.*0"),
+    ("pdeathsig", 65, ValueError, "pdeathsig.*65"),
+]
+# option, value, what becomes of it
+TAKEN: list[tuple[str, Any, Any]] = [
+    ("executable", Path("/bin/sh"), b"/bin/sh"),
+    ("stdin", PIPE, PIPE),
+    ("stdout", DEVNULL, DEVNULL),
+    ("stderr", STDOUT, STDOUT),
+    ("stderr", 7, 7),
+    ("bufsize", 0, 0),
+    ("text", 1, True),
+    ("encoding", "utf-8", "utf-8"),
+    ("errors", "replace", "replace"),
+    ("cwd", "/ä", "/ä".encode()),
+    ("cwd", "/\udcff", b"/\xff"),
+    ("env", {"A": "b", b"C": b""}, {b"A": b"b", b"C": b""}),
+    ("env", {}, {}),
+    ("env_update", {"A": None, "B": "=c"}, {b"A": None, b"B": b"=c"}),
+    ("user", "nobody", "nobody"),
+    ("user", 0, 0),
+    ("group", 2**32 - 2, 2**32 - 2),
+    ("extra_groups", ["wheel", 4], ("wheel", 4)),
+    ("extra_groups", [], ()),
+    ("umask", 0, 0),
+    ("umask", 0o777, 0o777),
+    ("pass_fds", {5}, (5,)),
+    ("kill_mode", "control-group", "control-group"),
+    ("delay_to_sigkill", 0, 0.0),
+    ("stop_signal", signal.SIGINT, 2),
+    ("rlimits", {NOFILE: 64}, ((NOFILE, 64, 64),)),
+    ("rlimits", {NOFILE: (1, -1), 0: [2, 3]}, ((NOFILE, 1, -1), (0, 2, 3))),
+    ("rlimits", {NOFILE: resource.RLIM_INFINITY}, ((NOFILE, -1, -1),)),
+    ("nice", -20, -20),
+    ("cpu_affinity", range(2), (0, 1)),
+    ("oom_score_adj", -1000, -1000),
+    ("pdeathsig", signal.SIGKILL, 9),
+]
+
+
+@pytest.mark.parametrize(("option", "value", "kind", "message"), REFUSED)
+def test_refused(option: str, value: Any, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        Command(["true"], **{option: value})
+
+
+@pytest.mark.parametrize(("option", "value", "result"), TAKEN)
+def test_taken(option: str, value: Any, result: Any) -> None:
+    taken = getattr(Command(["true"], **{option: value}), option)
+    assert taken == result
+    assert type(taken) is type(result)
+
+
+def test_every_option_is_in_both_tables() -> None:
+    """Streams and switches have one check each, and are tried with one of them."""
+    alike = {"allow_root", "start_new_session", "foreground", "no_new_privs"}
+    assert {option for option, *_ in REFUSED} >= _CHECKERS.keys() - {"text"}
+    assert {option for option, *_ in TAKEN} >= _CHECKERS.keys() - alike
+
+
+@pytest.mark.parametrize(
+    ("args", "kind", "message"),
+    [
+        ("ls -l", TypeError, r"\['ls', '-l'\].*'ls -l'"),
+        (b"ls", TypeError, "b'ls'"),
+        (Path("/bin/ls"), TypeError, "/bin/ls"),
+        ([], ValueError, "empty"),
+        (["ls", 1], TypeError, r"args\[1\].*1"),
+        (["ls", None], TypeError, r"args\[1\].*None"),
+        (["l\0s"], ValueError, r"args\[0\].*null"),
+        (None, TypeError, "args.*None"),
+        (5, TypeError, "args.*5"),
+    ],
+)
+def test_refused_args(args: Any, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        Command(args)
+
+
+def test_args() -> None:
+    given_args = ["a", b"\xff", Path("/c"), "\udcfe", ""]
+    command = Command(given_args)
+    assert command.args is given_args
+    assert command.argv == (b"a", b"\xff", b"/c", b"\xfe", b"")
+
+
+def test_defaults() -> None:
+    command = Command(["true"])
+    assert (command.kill_mode, command.delay_to_sigkill, command.stop_signal) == ("mixed", 0.5, 15)
+    assert command.start_new_session is True
+    assert (command.pass_fds, command.rlimits, command.bufsize) == ((), (), -1)
+    unset = {name for name in _CHECKERS if getattr(command, name) is None}
+    assert unset >= {
+        "stdin",
+        "env",
+        "env_update",
+        "user",
+        "group",
+        "extra_groups",
+        "umask",
+        "nice",
+        "pdeathsig",
+    }
+
+
+@pytest.mark.parametrize("options", [{"shell": False}, {"preexec_fn": None}])
+def test_what_is_not_asked_for_is_not_refused(options: dict[str, Any]) -> None:
+    Command(["true"], **options)
+
+
+def test_the_first_unknown_option_is_named_with_those_there_are() -> None:
+    with pytest.raises(TypeError, match=r"'bogus'.*delay_to_sigkill.*pdeathsig"):
+        Command(["true"], zzz=1, bogus=2)  # type: ignore[call-arg]
+
+
+def test_foreground_without_a_new_session() -> None:
+    assert Command(["true"], foreground=True, start_new_session=False).foreground
+
+
+def test_a_group_alone_leaves_no_groups() -> None:
+    """None means the account's groups, which there is none of."""
+    assert Command(["true"], group=5).extra_groups == ()
+    assert Command(["true"], group=5, user="nobody").extra_groups is None
+    assert Command(["true"], group=5, extra_groups=[7]).extra_groups == (7,)
+
+
+def test_constants_are_those_of_subprocess() -> None:
+    assert (PIPE, STDOUT, DEVNULL) == (subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize(
+    ("options", "is_text"),
+    [({}, False), ({"text": True}, True), ({"encoding": "ascii"}, True), ({"errors": "strict"}, True)],
+)
+def test_is_text(options: dict[str, Any], is_text: bool) -> None:
+    assert Command(["true"], **options).is_text is is_text
+
+
+@pytest.mark.parametrize("name", ["argv", "args", "stop_signal", "env", "something_new"])
+def test_immutable(name: str) -> None:
+    command = Command(["true"], env={"A": "b"})
+    with pytest.raises(AttributeError, match=name):
+        setattr(command, name, 1)
+    assert command.argv == (b"true",)
+
+
+def test_what_was_given_may_change_afterwards() -> None:
+    args, env, fds = ["true"], {"A": "b"}, [3]
+    command = Command(args, env=env, pass_fds=fds)
+    args.append("x")
+    env["A"] = "c"
+    fds.append(4)
+    assert (command.argv, command.env, command.pass_fds) == ((b"true",), {b"A": b"b"}, (3,))
+
+
+@given(value=st.floats(allow_nan=True) | st.integers())
+def test_check_seconds(value: float) -> None:
+    if 0 <= value < 1e308:
+        seconds = check_seconds("timeout", value)
+        assert (seconds, type(seconds)) == (value, float)
+    elif not 1e308 <= value < float("inf"):
+        with pytest.raises(ValueError, match="timeout"):
+            check_seconds("timeout", value)
+
+
+@given(text=st.text() | st.binary())
+def test_encode(text: str | bytes) -> None:
+    try:
+        encoded = encode("it", text)
+    except ValueError:  # a NUL, or a surrogate that stands for no byte
+        return
+    assert b"\0" not in encoded
+    assert encoded == (text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape"))
