@@ -12,7 +12,6 @@ import mmap
 import os
 import struct
 import sys
-import traceback
 
 from muontrap.containment.processes import Held
 from muontrap.containment.tagged import TagReader, usable_format
@@ -112,7 +111,7 @@ def run() -> None:
         status = 0
     except BaseException:
         # The border of the process: the host reads this from the pipe, and says it.
-        os.write(2, traceback.format_exc().encode()[-4000:])
+        sys.excepthook(*sys.exc_info())
     finally:
         os._exit(status)
 

@@ -18,7 +18,7 @@ from muontrap.guard.commands import Command
 from muontrap.guard.family import Family
 from muontrap.guard.priority import raise_priority, restore_priority
 from muontrap.guard.spawn import StepFailed, spawn
-from muontrap.kernel import process, signals
+from muontrap.kernel import process, signals, sockets
 from muontrap.logic.procfs import privileges
 from muontrap.logic.wire import Failed, Received, decode
 
@@ -137,19 +137,19 @@ class Guard:
 
     def _take_requests(self) -> None:
         try:
-            packet = transport.receive(self._requests)
-        except (BlockingIOError, transport.Truncated):
+            packet = sockets.receive(self._requests)
+        except (BlockingIOError, sockets.Truncated):
             return  # the host sees its status socket closed by a guard that is alive
         if not packet.data:
             self._host_died()
         elif not packet.fds or not packet.credentials or packet.credentials[0] != self._host.pid:
-            transport.close(packet.fds)  # a child that the host forked without Python's knowing
+            sockets.close(packet.fds)  # a child that the host forked without Python's knowing
         else:
             self._proceed(transport.Request(packet))
 
     def _take_more(self, request: transport.Request) -> None:
         try:
-            packet = transport.receive(request.status)
+            packet = sockets.receive(request.status)
             self._ignore(request.status.fileno())
             if packet.data:
                 request.feed(packet)
@@ -157,7 +157,7 @@ class Guard:
                 return
         except BlockingIOError:
             return
-        except transport.Truncated:
+        except sockets.Truncated:
             self._ignore(request.status.fileno())
             self._refuse(request, StepFailed(errno.EMFILE, "descriptors"))
         except ProtocolError:
@@ -264,10 +264,10 @@ class Guard:
 
     def _hear(self, command: Command, status: _socket.socket) -> None:
         try:
-            packet = transport.receive(status)
-            transport.close(packet.fds)
+            packet = sockets.receive(status)
+            sockets.close(packet.fds)
             command.hear(packet.data, time.monotonic())
-        except (BlockingIOError, transport.Truncated, ProtocolError):
+        except (BlockingIOError, sockets.Truncated, ProtocolError):
             return
         if not packet.data:
             self._ignore(status.fileno())

@@ -51,8 +51,8 @@ def spawn(launch: Launch, directory: int, sources: Sequence[int], limits: tuple[
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         step = "execve"
         return first_that_runs(launch, lambda path: _posix_spawn(path, launch, moved, steps))
-    except OSError as error:
-        raise StepFailed(error.errno or 0, step) from error
+    except (OSError, ValueError) as error:
+        raise StepFailed(getattr(error, "errno", None) or errno.EINVAL, step) from error
     finally:
         if limits[0] != limits[1]:
             resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))

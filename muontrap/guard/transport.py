@@ -1,63 +1,19 @@
-"""Records and descriptors over the guard's sockets, which it never waits for."""
+"""Records to the host, and its requests on their way in; the guard waits for neither."""
 
 from __future__ import annotations
 
 import _socket
-import os
 import struct
 
 from muontrap.errors import ProtocolError
-from muontrap.logic.wire import PACKET_BYTES, Assembly, Launch, decode
+from muontrap.kernel.sockets import Packet, close
+from muontrap.logic.wire import Assembly, Launch, decode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from muontrap.logic.wire import Record
-
-_ANCILLARY = _socket.CMSG_SPACE(253 * 4) + _socket.CMSG_SPACE(12)
-# CPython's `socket` has no name for it; <bits/socket.h>, the same on every architecture.
-_MSG_CMSG_CLOEXEC = 0x40000000
-
-
-class Truncated(Exception):
-    """Descriptors were lost on the way, for this process can't have more: EMFILE."""
-
-
-class Packet:
-    """What one `recvmsg` gave."""
-
-    __slots__ = ("credentials", "data", "fds")
-
-    def __init__(self, data: bytes, fds: list[int], credentials: tuple[int, int, int] | None) -> None:
-        self.data: bytes = data
-        self.fds: list[int] = fds
-        self.credentials: tuple[int, int, int] | None = credentials
-
-
-def receive(sock: _socket.socket) -> Packet:
-    """Take one packet; no data mean end of file.
-
-    Raises `BlockingIOError` when there is none, `Truncated` when descriptors are missing; then
-    all that came are closed.
-    """
-    try:
-        data, ancillary, flags, _ = sock.recvmsg(
-            PACKET_BYTES, _ANCILLARY, _socket.MSG_DONTWAIT | _MSG_CMSG_CLOEXEC
-        )
-    except ConnectionResetError:
-        return Packet(b"", [], None)
-    fds: list[int] = []
-    credentials = None
-    for level, kind, content in ancillary:
-        if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS):
-            fds += struct.unpack(f"{len(content) // 4}i", content[: len(content) // 4 * 4])
-        elif (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_CREDENTIALS):
-            credentials = struct.unpack("3I", content)
-    if flags & _socket.MSG_CTRUNC:
-        close(fds)
-        raise Truncated
-    return Packet(data, fds, credentials)
 
 
 def send(sock: _socket.socket, record: Record, fds: Sequence[int] = ()) -> None:
@@ -67,12 +23,6 @@ def send(sock: _socket.socket, record: Record, fds: Sequence[int] = ()) -> None:
         sock.sendmsg([record.encode()], [rights] if fds else [], _socket.MSG_DONTWAIT)
     except (BrokenPipeError, ConnectionResetError, BlockingIOError):
         pass
-
-
-def close(fds: Sequence[int]) -> None:
-    """Close descriptors that came."""
-    for fd in fds:
-        os.close(fd)
 
 
 class Request:

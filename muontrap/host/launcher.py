@@ -17,19 +17,18 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import time
 
 from muontrap.host.accounts import Identity
-from muontrap.host.link import MSG_CMSG_CLOEXEC, link_for, wait_readable
+from muontrap.host.link import link_for
 from muontrap.host.paths import candidates, is_local
 from muontrap.host.process import Process
-from muontrap.host.results import CompletedProcess, TimeoutExpired
+from muontrap.host.results import CompletedProcess
 from muontrap.host.situation import Situation
 from muontrap.host.streams import Streams
 from muontrap.logic.command import PIPE, Command, check_seconds
 from muontrap.logic.steps import can_spawn, in_order
-from muontrap.logic.wire import Failed, Launch, Received, Started, Stop, decode
+from muontrap.logic.wire import Launch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,9 +39,6 @@ if TYPE_CHECKING:
     from muontrap.host.link import Link
     from muontrap.logic.command import Args, Options
     from muontrap.logic.steps import Step
-
-# The guard reads requests at once; one that does not is stuck, and the watch will clean up.
-_STUCK_AFTER = 10.0
 
 
 class Launcher:
@@ -83,7 +79,15 @@ class Launcher:
             GuardError: the guard could not be started.
             GuardDied: the guard was killed meanwhile.
         """
-        return self._launch(self._command, timeout if timeout is None else check_seconds("timeout", timeout))
+        if timeout is not None:
+            timeout = check_seconds("timeout", timeout)
+        process = self._launch(self._command)
+        try:
+            process.wait_started(timeout)
+        except BaseException:
+            process.close()
+            raise
+        return process
 
     def run(
         self,
@@ -110,7 +114,7 @@ class Launcher:
         if timeout is not None:
             timeout = check_seconds("timeout", timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
-        with self._launch(self._with_pipes(input, capture_output), timeout) as process:
+        with self._launch(self._with_pipes(input, capture_output)) as process:
             result = process.run_to_end(input, deadline, timeout)
         if check:
             result.check_returncode()
@@ -140,7 +144,8 @@ class Launcher:
             streams.update(stdout=PIPE, stderr=PIPE)
         return self._command.with_streams(**streams) if streams else self._command
 
-    def _launch(self, command: Command, timeout: float | None) -> Process:
+    def _launch(self, command: Command) -> Process:
+        """Ask the guard for the command; the process has a pid when the guard has said so."""
         directory = self._open_directory()
         try:
             streams = Streams(command)
@@ -151,8 +156,8 @@ class Launcher:
             situation = Situation()
             link = link_for(situation)
             launch = self._plan(situation, link, streams, directory)
-            status, main = self._request(launch, link, [directory, *streams.sources], timeout)
-            return Process(command, link, status, main, streams.open_files(command))
+            status = link.request(launch, [directory, *streams.sources])
+            return Process(command, link, status, streams.open_files(command))
         finally:
             os.close(directory)
             streams.close()
@@ -168,10 +173,12 @@ class Launcher:
         command = self._command
         env = self._environment()
         program = command.executable or command.argv[0]
+        if not program:
+            raise self._refused(errno.EACCES)
         try:
             found = candidates(program, env, directory)
-        except FileNotFoundError as error:
-            raise self._refused(error.errno or 0, "execve") from None
+        except OSError as error:
+            raise self._refused(error.errno or 0) from None
         steps = in_order([*self._steps(streams, situation), *self._inherited(situation, link)])
         return Launch(
             spawn=int(can_spawn(steps) and all(is_local(path, directory) for path in found)),
@@ -217,59 +224,7 @@ class Launcher:
         steps = [step for step in situation.steps_from(link.situation) if given.get(step[0]) is None]
         return steps + [("rlimit", limits) for limits in command.rlimits]
 
-    def _request(
-        self, launch: Launch, link: Link, fds: list[int], timeout: float | None
-    ) -> tuple[socket.socket, tuple[int, int]]:
-        """Have the guard launch; return the status socket, and the main process's pid and pidfd."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            with theirs:
-                link.send(launch, ours, [theirs.fileno(), *fds])
-            return ours, self._answer(link, ours, timeout)
-        except (BrokenPipeError, ConnectionResetError):
-            ours.close()
-            raise link.lost(f"a launch of {self.args!r}") from None
-        except BaseException:
-            ours.close()
-            raise
-
-    def _answer(self, link: Link, status: socket.socket, timeout: float | None) -> tuple[int, int]:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        stuck_at: float | None = time.monotonic() + _STUCK_AFTER
-        while True:
-            until = min((at for at in (deadline, stuck_at) if at is not None), default=None)
-            left = None if until is None else until - time.monotonic()
-            if not wait_readable([status.fileno()], left):
-                if until == deadline:
-                    raise TimeoutExpired(self.args, timeout or 0.0)
-                link.kill_guard()
-                raise link.lost(f"a launch of {self.args!r}, which it did not answer,")
-            data, fds, _, _ = socket.recv_fds(status, 65536, 1, MSG_CMSG_CLOEXEC)
-            answer = decode(data) if data else None
-            if isinstance(answer, Started) and fds:
-                return answer.pid, fds[0]
-            if isinstance(answer, Failed):
-                raise self._refused(answer.errno, answer.step.decode("ascii", "replace"))
-            if not isinstance(answer, Received):
-                raise self._lost_descriptors(link, status)
-            stuck_at = None
-
-    def _lost_descriptors(self, link: Link, status: socket.socket) -> Exception:
-        """Say why there was no answer, or one without its pidfd; undo what was started."""
-        if not link.is_whole:
-            return link.lost(f"a launch of {self.args!r}")
-        try:
-            status.send(Stop(delay=0.0, reason=b"stopped").encode())
-            wait_readable([status.fileno()], _STUCK_AFTER)
-        except (BrokenPipeError, ConnectionResetError):
-            pass
-        return self._refused(errno.EMFILE, "descriptors")
-
-    def _refused(self, code: int, step: str) -> OSError:
-        """Return the exception that `subprocess` would raise, which names the step where it could not."""
+    def _refused(self, code: int) -> OSError:
+        """Return what `subprocess` raises for a program that can't be executed."""
         program = self._command.executable or self._command.argv[0]
-        if step == "execve":
-            return OSError(code, os.strerror(code), os.fsdecode(program))
-        if step == "chdir":
-            return OSError(code, os.strerror(code), os.fsdecode(self._command.cwd or b"."))
-        return OSError(code, f"{os.strerror(code)} (at {step})", os.fsdecode(program))
+        return OSError(code, os.strerror(code), os.fsdecode(program))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import select
@@ -20,6 +21,7 @@ from muontrap.containment.tagged import TagReader, kill_guardless
 from muontrap.errors import GuardDied, GuardError
 from muontrap.host.situation import Situation
 from muontrap.kernel.process import is_dead, pidfd_open, pidfd_send_signal
+from muontrap.kernel.sockets import Truncated, receive
 from muontrap.logic.tags import NARROW, WIDE
 from muontrap.logic.wire import Hello, Launch, decode, packets
 
@@ -27,8 +29,6 @@ from muontrap.logic.wire import Hello, Launch, decode, packets
 HANDSHAKE_BOUND = 20.0
 # Guard dead: the watch needs milliseconds, or as long as something is in uninterruptible sleep.
 CLEANUP_BOUND = 5.0
-# `socket` has no name for it; <bits/socket.h>, the same on every architecture.
-MSG_CMSG_CLOEXEC = 0x40000000
 _MARKER = "MUONTRAP_GUARD"
 _INTERPRETER = "MUONTRAP_PYTHON"
 # Both folders last, behind the standard library: nothing in them can take the place of its modules.
@@ -76,8 +76,25 @@ class Link:
         """Tell whether this guard may launch for a host in that situation."""
         return self.is_whole and (self.keep_privileges or situation.may_use_guard_of(self.situation))
 
-    def send(self, launch: Launch, status: socket.socket, fds: list[int]) -> None:
-        """Hand over a request: `fds` begin with the guard's end of `status`."""
+    def request(self, launch: Launch, fds: list[int]) -> socket.socket:
+        """Hand over a request, with descriptors of the directory and the launch's targets.
+
+        Returns:
+            The socket that the guard answers on.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with theirs:
+                self._send(launch, ours, [theirs.fileno(), *fds])
+        except (BrokenPipeError, ConnectionResetError):
+            ours.close()
+            raise self.lost("a launch") from None
+        except BaseException:
+            ours.close()
+            raise
+        return ours
+
+    def _send(self, launch: Launch, status: socket.socket, fds: list[int]) -> None:
         channel = self._requests
         for data, first, after in packets(launch.encode(), len(fds)):
             some = fds[first:after]
@@ -115,9 +132,12 @@ class Link:
     def _shake_hands(self, executable: str) -> Hello:
         if not wait_readable([self._requests.fileno()], HANDSHAKE_BOUND):
             raise GuardError(f"{executable!r} did not become a guard within {HANDSHAKE_BOUND:g} s")
-        data, fds, _, _ = socket.recv_fds(self._requests, 4096, 2, MSG_CMSG_CLOEXEC)
-        self._pidfds = fds
-        hello = decode(data) if data and len(fds) == 2 else None
+        try:
+            packet = receive(self._requests)
+        except Truncated as error:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from error
+        self._pidfds = packet.fds
+        hello = decode(packet.data) if packet.data and len(packet.fds) == 2 else None
         if not isinstance(hello, Hello):
             raise GuardError(
                 f"{executable!r} did not become a guard: {self._last_words() or 'it just ended'}. "
@@ -224,31 +244,41 @@ def interpreter() -> str:
 
 def _spawn(executable: str, requests: int, words: int, *, keep_privileges: bool) -> None:
     """Execute the guard's program, which leaves no child behind."""
-    host = pidfd_open(os.getpid())
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    sources = [null, null, words, requests, host]
-    moved: list[int] = []
     mode = "keep" if keep_privileges else "check"
     folders = [
         os.path.dirname(os.path.abspath(path)) for path in (muontrap.__path__[0], _cffi_backend.__file__)
     ]
+    opened: list[int] = []
     try:
-        # Above all targets, so that none is overwritten before it is copied.
-        moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in sources]
+        opened.append(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+        opened.append(pidfd_open(os.getpid()))
+        null, host = opened
+        moved = []
+        for fd in (null, null, words, requests, host):
+            # Above all targets, so that none is overwritten before it is copied.
+            moved.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10))
+            opened.append(moved[-1])
+        _execute(
+            executable, [executable, "-I", "-S", "-c", _BOOTSTRAP, str(os.getpid()), mode, *folders], moved
+        )
+    finally:
+        for fd in opened:
+            os.close(fd)
+
+
+def _execute(executable: str, argv: list[str], descriptors: list[int]) -> None:
+    try:
         pid = os.posix_spawn(
             executable,
-            [executable, "-I", "-S", "-c", _BOOTSTRAP, str(os.getpid()), mode, *folders],
+            argv,
             {**os.environ, _MARKER: "1"},
-            file_actions=[(os.POSIX_SPAWN_DUP2, source, target) for target, source in enumerate(moved)],
+            file_actions=[(os.POSIX_SPAWN_DUP2, source, target) for target, source in enumerate(descriptors)],
             setsigmask=signal.valid_signals(),
             setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
         )
-        _reap(pid)
     except OSError as error:
         raise GuardError(f"{executable!r} could not be started as the guard: {error}") from error
-    finally:
-        for fd in (host, null, *moved):
-            os.close(fd)
+    _reap(pid)
 
 
 def _reap(pid: int) -> None:

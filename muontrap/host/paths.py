@@ -50,25 +50,27 @@ def candidates(program: bytes, env: Mapping[bytes, bytes], directory: int) -> li
         directory: descriptor of the command's working directory, which relative paths start from.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError, NotADirectoryError: there is none.
     """
     if b"/" in program:
         paths = [program]
     else:
         folders = env.get(b"PATH", os.fsencode(os.defpath)).split(b":")
         paths = [os.path.join(folder, program) for folder in folders]
-    found = [path for path in paths if _may_be_there(path, directory)]
+    found = []
+    missing = errno.ENOENT
+    for path in paths:
+        try:
+            os.stat(path, dir_fd=directory)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            missing = error.errno or missing
+            continue
+        except OSError:
+            pass  # for `execve` to say, with the command's credentials
+        found.append(path)
     if not found:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        raise OSError(missing, os.strerror(missing))
     return found
-
-
-def _may_be_there(path: bytes, directory: int) -> bool:
-    try:
-        os.stat(path, dir_fd=directory)
-    except OSError as error:
-        return error.errno not in (errno.ENOENT, errno.ENOTDIR)
-    return True
 
 
 def is_local(path: bytes, directory: int) -> bool:

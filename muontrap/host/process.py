@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -15,20 +16,24 @@ from muontrap.host.exchange import Exchange
 from muontrap.host.link import wait_readable
 from muontrap.host.results import CompletedProcess, TimeoutExpired
 from muontrap.kernel.process import pidfd_send_signal
+from muontrap.kernel.sockets import Truncated, receive
 from muontrap.logic.command import check_seconds
 from muontrap.logic.escalation import KILL_BOUND
-from muontrap.logic.wire import Ended, Record, Signal, Stop, Suspended, decode
+from muontrap.logic.wire import Ended, Failed, Record, Signal, Started, Stop, Suspended, decode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
-    from typing import IO, Any
+    from typing import IO, Any, NoReturn
 
     from muontrap.host.link import Link
     from muontrap.logic.command import Args, Command
 
 # After the grace, and what the guard waits for things that do not die: run() has promised 0.5 s.
 _END_BOUND = KILL_BOUND + 0.05
+# The guard takes requests at once; one that does not is stuck, and the watch will clean up.
+_STUCK_AFTER = 10.0
 # A guard that does not answer for this long beyond all that it may need is not waited for.
 _ANSWER_BOUND = 5.0
 
@@ -58,11 +63,10 @@ class Process:
         command: Command,
         link: Link,
         status: socket.socket,
-        main: tuple[int, int],
         files: tuple[IO[Any] | None, IO[Any] | None, IO[Any] | None],
     ) -> None:
         self.args = command.args
-        self.pid, self.pidfd = main
+        self.pid = self.pidfd = -1
         self.stdin, self.stdout, self.stderr = files
         self._delay = command.delay_to_sigkill
         self._link = link
@@ -71,6 +75,11 @@ class Process:
         self._result: CompletedProcess | None = None
         self._died: GuardDied | None = None
         self._suspended: int | None = None
+        self._failure: OSError | None = None
+        self._lost_pidfd = False
+        self._stuck_at: float | None = time.monotonic() + _STUCK_AFTER
+        self._program = os.fsdecode(command.executable or command.argv[0])
+        self._directory = os.fsdecode(command.cwd or b".")
         self._exchange = Exchange(command, files)
         _processes.add(self)
 
@@ -178,10 +187,10 @@ class Process:
 
     def close(self) -> None:
         """Stop the command if it runs, and close all descriptors."""
-        if self.pidfd < 0:
+        if self._status.fileno() < 0:
             return
         try:
-            if self._result is None and self._died is None:
+            if self._is_running:
                 self.stop()
         finally:
             self._close_files()
@@ -195,9 +204,9 @@ class Process:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "pidfd", -1) < 0:
+        if not hasattr(self, "_exchange") or self._status.fileno() < 0:
             return
-        if self._result is None and self._died is None and not self._link.is_closed:
+        if self._is_running and not self._link.is_closed:
             warnings.warn(f"command {self.pid} still runs, and is stopped", ResourceWarning, 2, source=self)
             self._tell(Stop(delay=-1.0, reason=b"stopped"))
         self._close_files()
@@ -218,27 +227,41 @@ class Process:
         self._suspended = None
         self._tell(Signal(signum=signal.SIGCONT))
 
+    def wait_started(self, timeout: float | None) -> None:
+        """Wait until `execve` is done. For `Launcher.launch`, which says what it raises."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self._read_status() and self.pid < 0:
+            if not self._wait_for_status(deadline):
+                self._expire(timeout, self._wait_until)
+
     def run_to_end(self, input: Any, deadline: float | None, timeout: float | None) -> CompletedProcess:
         """Communicate until nothing is left; end the command at the deadline, `timeout` s after the call.
 
         Raises:
             TimeoutExpired: with the output so far; at the latest 0.5 s after the grace.
         """
-        if self._exchange_until(deadline, input):
-            assert self._result is not None
-            self._result.stdout, self._result.stderr = self._exchange.output()
-            return self._result
-        assert timeout is not None
+        if not self._exchange_until(deadline, input):
+            self._expire(timeout, self._exchange_until)
+        assert self._result is not None
+        self._result.stdout, self._result.stderr = self._exchange.output()
+        return self._result
+
+    def _expire(self, timeout: float | None, wait: Callable[[float], bool]) -> NoReturn:
+        """End a command whose time is over, and say so within the bound."""
         self._ask(self._delay, b"timeout")
-        ended = self._exchange_until(time.monotonic() + self._delay + _END_BOUND)
-        error = TimeoutExpired(self.args, timeout, *self._exchange.so_far(), self._result)
+        ended = wait(time.monotonic() + self._delay + _END_BOUND)
+        error = TimeoutExpired(self.args, timeout or 0.0, *self._exchange.so_far(), self._result)
         if not ended:
             self._close_files()  # the guard goes on hunting what does not die
         raise error
 
+    @property
+    def _is_running(self) -> bool:
+        return self._result is None and self._died is None and self._failure is None
+
     def _ask(self, delay: float, reason: bytes) -> None:
         self._check_here()
-        if self._result is None and self._died is None:
+        if self._is_running:
             self._tell(Stop(delay=delay, reason=reason))
 
     def _tell(self, record: Record) -> None:
@@ -251,51 +274,84 @@ class Process:
         """Move input and output until the end; return whether it came before the deadline."""
         self._exchange.feed(input)
         while not self._read_status():
-            if not self._exchange.wait(self.fileno(), deadline):
+            if not self._exchange.wait(self.fileno(), self._sooner(deadline)) and self._is_late(deadline):
                 return False
         self._exchange.drain()
         return True
 
     def _wait_until(self, deadline: float | None) -> bool:
-        self._check_here()
         while not self._read_status():
-            left = None if deadline is None else deadline - time.monotonic()
-            if not wait_readable([self.fileno()], left) and left is not None and left <= 0:
+            if not self._wait_for_status(deadline):
                 return False
         return True
+
+    def _wait_for_status(self, deadline: float | None) -> bool:
+        """Wait for a word of the guard; False when the deadline has passed without."""
+        until = self._sooner(deadline)
+        left = None if until is None else until - time.monotonic()
+        return bool(wait_readable([self.fileno()], left)) or not self._is_late(deadline)
+
+    def _sooner(self, deadline: float | None) -> float | None:
+        return min((at for at in (deadline, self._stuck_at) if at is not None), default=None)
+
+    def _is_late(self, deadline: float | None) -> bool:
+        now = time.monotonic()
+        if self._stuck_at is not None and now >= self._stuck_at:
+            self._stuck_at = None
+            self._link.kill_guard()
+        return deadline is not None and now >= deadline
 
     def _read_status(self) -> bool:
         """Take what the guard has said; return whether it has said the end.
 
-        Raises `GuardDied` if it never will.
+        Raises `GuardDied` if it never will, or why the command did not run.
         """
         self._check_here()
         with self._lock:
-            while self._result is None and self._died is None:
+            while self._result is None and self._died is None and self._failure is None:
                 try:
-                    data = self._status.recv(65536, socket.MSG_DONTWAIT)
+                    packet = receive(self._status)
                 except BlockingIOError:
                     return False
-                except ConnectionResetError:
-                    data = b""
-                self._take(decode(data) if data else None)
-            if self._died:
-                raise self._died
+                except Truncated:  # no descriptor was left in this process for the pidfd
+                    self._lost_pidfd = True
+                    self._ask(0.0, b"stopped")
+                    continue
+                self._take(decode(packet.data) if packet.data else None, packet.fds)
+            error = self._failure or self._died
+            if error is not None:
+                raise error
             return True
 
-    def _take(self, record: Record | None) -> None:
-        if record is None:
+    def _take(self, record: Record | None, fds: list[int]) -> None:
+        first, self._stuck_at = self._stuck_at is not None, None
+        if record is None and first and self._link.is_whole:
+            self._fail(errno.EMFILE, "descriptors")  # the guard could not take the request's
+        elif record is None:
             self._died = self._link.lost(f"command {self.pid} ({self.args!r})")
+        elif isinstance(record, Started):
+            self.pid, self.pidfd = record.pid, fds[0]
+        elif isinstance(record, Failed):
+            self._fail(record.errno, record.step.decode("ascii", "replace"))
+        elif isinstance(record, Ended) and self._lost_pidfd:
+            self._fail(errno.EMFILE, "descriptors")
         elif isinstance(record, Ended):
             self._result = CompletedProcess(self.args, record)
         elif isinstance(record, Suspended):
             self._suspended = record.signum
 
+    def _fail(self, code: int, step: str) -> None:
+        """Note the exception that `subprocess` would raise; it names the step where that could not."""
+        paths = {"execve": self._program, "chdir": self._directory}
+        text = os.strerror(code) if step in paths else f"{os.strerror(code)} (at {step})"
+        self._failure = OSError(code, text, paths.get(step, self._program))
+
     def _forget_in_child(self) -> None:
         """Close what the guard would see open although the host, the parent, has closed it."""
         self._status.close()
-        os.close(self.pidfd)
-        self.pidfd = -1
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
 
     def _check_here(self) -> None:
         if self._link.is_closed:
@@ -309,8 +365,9 @@ class Process:
                 except BrokenPipeError:
                     pass  # input that the command did not read
         self._status.close()
-        os.close(self.pidfd)
-        self.pidfd = -1
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
         _processes.discard(self)
 
 

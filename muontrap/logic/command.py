@@ -142,6 +142,8 @@ def _argv(args: Args) -> tuple[bytes, ...]:
 def _check_together(values: dict[str, Any]) -> None:
     if values["stdin"] == STDOUT or values["stdout"] == STDOUT:
         raise ValueError("STDOUT is for stderr alone")
+    if values["executable"] is not None and not values["argv"][0]:
+        raise ValueError("args[0] is empty, which os.execve refuses: give the program a name")
     if values["foreground"] and values["start_new_session"]:
         raise ValueError("foreground=True needs start_new_session=False: a new session has no terminal")
     if values["extra_groups"] is None and values["group"] is not None and values["user"] is None:

@@ -1,0 +1,66 @@
+"""Packets with descriptors, over UNIX sockets. See unix(7).
+
+CPython's own `socket.recv_fds` does not pass its flags on before 3.13, and `_socket`, the C half of
+`socket`, is all that the guard can afford (docs/explanation/architecture.md).
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+PACKET_SIZE = 1 << 18
+_ANCILLARY = _socket.CMSG_SPACE(253 * 4) + _socket.CMSG_SPACE(12)
+# CPython's `socket` has no name for it; <bits/socket.h>, the same on every architecture.
+_MSG_CMSG_CLOEXEC = 0x40000000
+
+
+class Truncated(Exception):
+    """Descriptors were lost on the way, for this process can't have more: EMFILE."""
+
+
+class Packet:
+    """What one `recvmsg` gave."""
+
+    __slots__ = ("credentials", "data", "fds")
+
+    def __init__(self, data: bytes, fds: list[int], credentials: tuple[int, int, int] | None) -> None:
+        self.data: bytes = data
+        self.fds: list[int] = fds
+        self.credentials: tuple[int, int, int] | None = credentials
+
+
+def receive(sock: _socket.socket) -> Packet:
+    """Take one packet; no data mean end of file.
+
+    Raises `BlockingIOError` when there is none, `Truncated` when descriptors are missing; then
+    all that came are closed.
+    """
+    try:
+        data, ancillary, flags, _ = sock.recvmsg(
+            PACKET_SIZE, _ANCILLARY, _socket.MSG_DONTWAIT | _MSG_CMSG_CLOEXEC
+        )
+    except ConnectionResetError:
+        return Packet(b"", [], None)
+    fds: list[int] = []
+    credentials = None
+    for level, kind, content in ancillary:
+        if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS):
+            fds += struct.unpack(f"{len(content) // 4}i", content[: len(content) // 4 * 4])
+        elif (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_CREDENTIALS):
+            credentials = struct.unpack("3I", content)
+    if flags & _socket.MSG_CTRUNC:
+        close(fds)
+        raise Truncated
+    return Packet(data, fds, credentials)
+
+
+def close(fds: Iterable[int]) -> None:
+    """Close descriptors that came."""
+    for fd in fds:
+        os.close(fd)
