@@ -122,6 +122,7 @@ def _arm(signum: int, guard: int) -> None:
         os._exit(127)
 
 
+_ALL_BITS = process.RLIM_INFINITY
 _PERFORM: dict[str, Callable[..., object]] = {
     "setsid": os.setsid,
     "setpgid": lambda: os.setpgid(0, 0),
@@ -131,7 +132,8 @@ _PERFORM: dict[str, Callable[..., object]] = {
     "cpu_affinity": lambda *cpus: os.sched_setaffinity(0, cpus),
     "oom_score_adj": _set_oom_score_adj,
     "umask": os.umask,
-    "rlimit": lambda which, soft, hard: resource.setrlimit(which, (soft, hard)),
+    # Not resource.setrlimit, whose ValueError keeps no errno; -1 is infinity there, all bits are here.
+    "rlimit": lambda which, soft, hard: process.set_limit(which, soft & _ALL_BITS, hard & _ALL_BITS),
     "setgroups": _set_groups,
     "setresgid": _set_gid,
     "setresuid": _set_uid,
