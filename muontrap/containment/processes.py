@@ -47,6 +47,17 @@ class Held:
         os.close(self.fd)
 
 
+class Pack(list[Held]):
+    """Processes held together, and let go of together."""
+
+    def __enter__(self) -> Pack:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for held in self:
+            held.close()
+
+
 def read(path: str) -> bytes:
     """Return a file of /proc that the kernel writes in one piece: all but lists of processes."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

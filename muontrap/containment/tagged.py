@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from muontrap.containment.processes import GONE, Held, descendants, living, pids, read, send
+from muontrap.containment.processes import GONE, Held, Pack, descendants, living, pids, read, send
 from muontrap.kernel.process import RLIM_INFINITY, RLIMIT_LOCKS, get_limit, get_soft_limit, set_limit
 from muontrap.logic.procfs import parse_soft_limit
 from muontrap.logic.tags import NARROW, WIDE, Format
@@ -100,13 +100,9 @@ def kill_guardless(reader: TagReader, guard: int, bound: float) -> tuple[int, ..
     deadline = time.monotonic() + bound
     while True:
         roots = reader.scan(guard)
-        found = roots + descendants(roots)
-        try:
+        with Pack(roots + descendants(roots)) as found:
             alive = living(found)
             if not alive or time.monotonic() > deadline:
                 return tuple(alive)
             send(found, _SIGKILL)
             living(found, 0.01)
-        finally:
-            for held in found:
-                held.close()

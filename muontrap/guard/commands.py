@@ -16,7 +16,6 @@ from muontrap.logic.wire import Ended, Record, Signal, Started, Stop, Suspended,
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import _socket
-    from collections.abc import Callable
 
     from muontrap.guard.family import Family
     from muontrap.logic.wire import Launch
@@ -143,7 +142,8 @@ class Command:
         if action == "signal-main":
             self._signal([self.main], now)
         elif action == "signal-all":
-            self._with_all(lambda found: self._signal(found, now))
+            with self._family.left_of(self.number) as found:
+                self._signal(found, now)
             self._look_at = now
         elif action == "kill-main":
             self._note(signals.SIGKILL, now, 1)
@@ -159,13 +159,21 @@ class Command:
         send(found, self._stop_signal, signals.SIGCONT)
 
     def _look(self, now: float) -> None:
-        """Look for what is left; kill it when its time has come; see whether there is nothing."""
-        self._with_all(lambda found: self._hunt(found, now))
+        """Look for what is left; kill it when its time has come; see whether there is nothing.
+
+        One that was alive when the guard's children were listed may have forked and died before it was
+        looked at: only a list of which all were dead before it was made is a proof.
+        """
+        dead: set[int] | None = set()
+        while dead is not None:
+            with self._family.left_of(self.number) as found:
+                dead = self._hunt(found, dead, now)
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
         overdue = self._escalation.state == "overdue"
         self._look_at = now + (_OVERDUE_PAUSE if overdue else self._pause)
 
-    def _hunt(self, found: list[Held], now: float) -> None:
+    def _hunt(self, found: list[Held], known_dead: set[int], now: float) -> set[int] | None:
+        """Kill what is alive; return the dead that have to be known before the next list, if any."""
         alive = set(living(found))
         if self._escalation.state != "stopping":
             quarry = [held for held in found if held.pid in alive]
@@ -177,16 +185,13 @@ class Command:
         if alive != self._alive:
             self._escalation.progress(now)
         self._alive = alive
-        if not alive:
-            self._perform(self._escalation.fire("empty", now), now)
-
-    def _with_all(self, action: Callable[[list[Held]], None]) -> None:
-        found = self._family.left_of(self.number)
-        try:
-            action(found)
-        finally:
-            for held in found:
-                held.close()
+        dead = {held.pid for held in found} - self._not_permitted
+        if alive:
+            return None
+        if not dead <= known_dead:
+            return dead
+        self._perform(self._escalation.fire("empty", now), now)
+        return None
 
     def _note(self, signum: int, now: float, count: int) -> None:
         if self._sent and self._sent[-1][0] == signum:

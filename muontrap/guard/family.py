@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from muontrap.containment.processes import Held, children, descendants, read_children, stat
+from muontrap.containment.processes import Held, Pack, children, descendants, read_children, stat
 from muontrap.kernel import signals
 from muontrap.kernel.process import is_dead
 from muontrap.logic.ledger import Ledger
@@ -47,11 +47,9 @@ class Family:
     def is_used(self, number: int) -> bool:
         """Tell whether a command with this number runs, or has left processes alone."""
         if number in self._released:
-            left = self._reader.scan(self._guard_id, number)
-            for held in left:
-                held.close()
-            if not left:
-                self._released.discard(number)
+            with Pack(self._reader.scan(self._guard_id, number)) as left:
+                if not left:
+                    self._released.discard(number)
         return number in self.mains or number in self._released
 
     def add(self, number: int, main: Held) -> None:
@@ -84,11 +82,14 @@ class Family:
                 except PermissionError:
                     orphan.spared = True
 
-    def left_of(self, number: int) -> list[Held]:
+    def left_of(self, number: int) -> Pack:
         """Return, opened, all processes of a command, dead ones included, without reaping meanwhile.
 
         Orphans that belong to nobody count as everybody's: none may say "gone" while they die.
+        Whether the main process is dead is asked first: then what it forked is among the children.
         """
+        main = self.mains[number]
+        main_is_dead = is_dead(main.fd)
         self._adopt()
         roots = [
             held
@@ -96,15 +97,19 @@ class Family:
             if not orphan.spared and self._claimants(orphan) <= {number}
             if (held := Held.open(pid))
         ]
-        main = self.mains[number]
-        if is_dead(main.fd):
+        if main_is_dead:
             if not roots and self._never_forked(main.pid):
-                return []
+                return Pack()
         elif held := Held.open(main.pid):
             roots.append(held)
         found = roots + descendants(roots)
         seen = {held.pid for held in found}
-        return found + [held for held in self._reader.scan(self._guard_id, number) if held.pid not in seen]
+        for held in self._reader.scan(self._guard_id, number):
+            if held.pid in seen:
+                held.close()
+            else:
+                found.append(held)
+        return Pack(found)
 
     def _never_forked(self, pid: int) -> bool:
         if not self._has_last_pid:

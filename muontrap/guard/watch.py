@@ -10,7 +10,7 @@ import os
 import select
 import time
 
-from muontrap.containment.processes import Held, descendants, send
+from muontrap.containment.processes import Held, Pack, descendants, send
 from muontrap.containment.tagged import TagReader, kill_guardless
 from muontrap.guard.priority import raise_priority
 from muontrap.kernel import signals
@@ -86,10 +86,8 @@ class Watch:
         poll.register(self._signals, select.POLLIN)
         pause = 1
         while _has_children():
-            found = descendants([this])
-            send(found, signals.SIGKILL)
-            for held in found:
-                held.close()
+            with Pack(descendants([this])) as found:
+                send(found, signals.SIGKILL)
             # Not every death below sends SIGCHLD here: look again after at most `pause` ms.
             poll.poll(pause)
             pause = min(2 * pause, 100)
