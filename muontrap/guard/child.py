@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import resource
+import select
 
 from muontrap.guard.spawn import StepFailed, first_that_runs
 from muontrap.kernel import identity, process, signals
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     from muontrap.logic.wire import Launch
 
     Limits = tuple[int, int]
+    Action = tuple[str, Callable[..., object], Sequence[object]]
+
+
+# One whose program is on a file system that does not answer must not hold up the others' ends.
+_EXECUTE_MS = 3
 
 
 def fork(launch: Launch, directory: int, sources: Sequence[int], limits: Limits) -> tuple[int, int]:
@@ -31,47 +37,58 @@ def fork(launch: Launch, directory: int, sources: Sequence[int], limits: Limits)
     the caller's to put on; `limits` are those of descriptors, which the guard has raised for itself.
     Raises `StepFailed` when there is no process to be had.
     """
-    guard = os.getpid()
     try:
-        reading, writing = os.pipe2(os.O_CLOEXEC)
+        reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise StepFailed(error.errno or 0, "descriptors") from error
+    plan = _plan(launch, directory, sources, limits)
+    highest = max(launch.targets, default=2)
     try:
         pid = os.fork()
     except OSError as error:
         os.close(reading)
+        os.close(writing)
         raise StepFailed(error.errno or 0, "fork") from error
-    finally:
-        if os.getpid() == guard:
-            os.close(writing)
     if pid == 0:
-        _become(launch, directory, sources, limits, guard, writing)
-    os.set_blocking(reading, False)
+        _become(plan, launch, writing, highest)
+    os.close(writing)
+    # Most children are there in less: until then, each page that the guard writes to is copied.
+    poll = select.poll()
+    poll.register(reading, select.POLLIN)
+    poll.poll(_EXECUTE_MS)
     return pid, reading
 
 
-def _become(
-    launch: Launch, directory: int, sources: Sequence[int], limits: Limits, guard: int, errors: int
-) -> None:
+def _plan(launch: Launch, directory: int, sources: Sequence[int], limits: Limits) -> list[Action]:
+    """Return what the child does, in order: all that can be is worked out before there is a child."""
+    special: dict[str, Callable[..., object]] = {
+        "chdir": lambda: os.fchdir(directory),
+        "descriptors": lambda: _place(places),
+        "pdeathsig": lambda signum: _arm(signum, guard),
+    }
+    guard = os.getpid()
+    places = list(zip(moves(launch.targets, sources), launch.targets, strict=True))
+    steps = in_order([*launch.steps, ("chdir", ()), ("descriptors", ())])
+    first: list[Action] = [
+        ("descriptors", process.close_on_exec_from, (0,)),
+        ("rlimit", resource.setrlimit, (resource.RLIMIT_NOFILE, limits)),
+        # A child of the guard is not dumpable either, and then may not write to /proc/self.
+        ("dumpable", process.set_dumpable, (True,)),
+    ]
+    todo = [(name, special.get(name) or _PERFORM[name], numbers) for name, numbers in steps]
+    return [*first, *todo, ("signals", signals.reset, (signals.not_default(),))]
+
+
+def _become(plan: list[Action], launch: Launch, errors: int, highest: int) -> None:
     """Perform the plan in the child; never return."""
     step = "descriptors"
     try:
         # Above all targets: none of them may overwrite it.
-        errors = fcntl.fcntl(errors, fcntl.F_DUPFD_CLOEXEC, max(launch.targets, default=2) + 1)
-        process.close_on_exec_from(0)
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-        # A child of the guard is not dumpable either, and then may not write to /proc/self.
-        process.set_dumpable(True)
-        perform: dict[str, Callable[..., object]] = {
-            **_PERFORM,
-            "chdir": lambda: os.fchdir(directory),
-            "descriptors": lambda: _place(launch.targets, sources),
-            "pdeathsig": lambda signum: _arm(signum, guard),
-        }
-        for step, numbers in in_order([*launch.steps, ("chdir", ()), ("descriptors", ())]):
-            perform[step](*numbers)
+        errors = fcntl.fcntl(errors, fcntl.F_DUPFD_CLOEXEC, highest + 1)
+        for name, action, arguments in plan:
+            step = name
+            action(*arguments)
         step = "execve"
-        signals.reset()
         first_that_runs(launch, lambda path: os.execve(path, launch.argv, launch.env))
     except BaseException as error:
         # All of them, for the pipe's end without a record would mean that `execve` has succeeded.
@@ -81,12 +98,12 @@ def _become(
         os._exit(127)
 
 
-def _place(targets: Sequence[int], sources: Sequence[int]) -> None:
+def _place(places: Sequence[tuple[tuple[int, int], int]]) -> None:
     moved = [
-        fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, above) if above >= 0 else source
-        for source, above in moves(targets, sources)
+        (fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, above) if above >= 0 else source, target)
+        for (source, above), target in places
     ]
-    for source, target in zip(moved, targets, strict=True):
+    for source, target in moved:
         os.dup2(source, target)
 
 

@@ -11,7 +11,7 @@ from muontrap.guard import transport
 from muontrap.kernel import signals
 from muontrap.kernel.process import is_dead
 from muontrap.logic.escalation import Escalation
-from muontrap.logic.wire import Ended, Record, Signal, Started, Stop, Suspended, decode
+from muontrap.logic.wire import Ended, Ping, Pong, Record, Signal, Started, Stop, Suspended, decode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -100,6 +100,8 @@ class Command:
         record = decode(data) if data else Stop(delay=-1.0, reason=b"stopped")
         if isinstance(record, Stop):
             self.stop(now, record.reason, record.delay if record.delay >= 0 else None)
+        elif isinstance(record, Ping):
+            self.tell(Pong())
         elif isinstance(record, Signal) and not self._exited:
             if record.signum == signals.SIGCONT:
                 self._give_terminal(to_command=True)

@@ -20,7 +20,7 @@ from muontrap.guard.priority import raise_priority, restore_priority
 from muontrap.guard.spawn import StepFailed, spawn
 from muontrap.kernel import process, signals, sockets
 from muontrap.logic.procfs import privileges
-from muontrap.logic.wire import Failed, Received, decode
+from muontrap.logic.wire import Failed, decode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -170,8 +170,6 @@ class Guard:
             self._listen(request.status.fileno(), lambda: self._take_more(request))
             return
         try:
-            if not request.launch.spawn:
-                transport.send(request.status, Received())
             self._check_privileges()
             self._launch(request.launch, request)
         except StepFailed as failure:
@@ -206,8 +204,10 @@ class Guard:
         else:
             command.terminal = self._terminal(launch, request)
             self._listen(pipe, lambda: self._executed(command))
-        self._listen(main.fd, lambda: self._main_exited(command))
-        self._listen(request.status.fileno(), lambda: self._hear(command, request.status))
+            self._executed(command)
+        if not command.is_gone:
+            self._listen(main.fd, lambda: self._main_exited(command))
+            self._listen(request.status.fileno(), lambda: self._hear(command, request.status))
 
     def _next_number(self) -> int:
         if self._tags is None:

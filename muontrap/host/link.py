@@ -29,6 +29,8 @@ from muontrap.logic.wire import Hello, Launch, decode, packets
 HANDSHAKE_BOUND = 20.0
 # Guard dead: the watch needs milliseconds, or as long as something is in uninterruptible sleep.
 CLEANUP_BOUND = 5.0
+# From the closing of its sockets to its death, a process that exits needs milliseconds.
+_EXIT_BOUND = 1.0
 _MARKER = "MUONTRAP_GUARD"
 _INTERPRETER = "MUONTRAP_PYTHON"
 # Both folders last, behind the standard library: nothing in them can take the place of its modules.
@@ -66,6 +68,10 @@ class Link:
     def is_whole(self) -> bool:
         """Whether guard and watch are both alive."""
         return not any(map(is_dead, self._pidfds))
+
+    def survives(self) -> bool:
+        """Tell whether the guard closed a status socket without dying: an exit closes them first."""
+        return self.is_whole and not wait_readable(self._pidfds, _EXIT_BOUND)
 
     @property
     def is_closed(self) -> bool:

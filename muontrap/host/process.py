@@ -19,7 +19,7 @@ from muontrap.kernel.process import pidfd_send_signal
 from muontrap.kernel.sockets import Truncated, receive
 from muontrap.logic.command import check_seconds
 from muontrap.logic.escalation import KILL_BOUND
-from muontrap.logic.wire import Ended, Failed, Record, Signal, Started, Stop, Suspended, decode
+from muontrap.logic.wire import Ended, Failed, Ping, Record, Signal, Started, Stop, Suspended, decode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
 # After the grace, and what the guard waits for things that do not die: run() has promised 0.5 s.
 _END_BOUND = KILL_BOUND + 0.05
-# The guard takes requests at once; one that does not is stuck, and the watch will clean up.
-_STUCK_AFTER = 10.0
+# The guard takes requests at once.  After this long without a word it is asked, and after as long
+# again it is stuck: it is killed, and the watch cleans up.
+_STUCK_AFTER = 5.0
 # A guard that does not answer for this long beyond all that it may need is not waited for.
 _ANSWER_BOUND = 5.0
 
@@ -77,6 +78,7 @@ class Process:
         self._suspended: int | None = None
         self._failure: OSError | None = None
         self._lost_pidfd = False
+        self._pinged = False
         self._stuck_at: float | None = time.monotonic() + _STUCK_AFTER
         self._program = os.fsdecode(command.executable or command.argv[0])
         self._directory = os.fsdecode(command.cwd or b".")
@@ -297,8 +299,13 @@ class Process:
     def _is_late(self, deadline: float | None) -> bool:
         now = time.monotonic()
         if self._stuck_at is not None and now >= self._stuck_at:
-            self._stuck_at = None
-            self._link.kill_guard()
+            if self._pinged:
+                self._stuck_at = None
+                self._link.kill_guard()
+            else:
+                self._stuck_at = now + _STUCK_AFTER
+                self._pinged = True
+                self._tell(Ping())
         return deadline is not None and now >= deadline
 
     def _read_status(self) -> bool:
@@ -325,7 +332,7 @@ class Process:
 
     def _take(self, record: Record | None, fds: list[int]) -> None:
         first, self._stuck_at = self._stuck_at is not None, None
-        if record is None and first and self._link.is_whole:
+        if record is None and first and self._link.survives():
             self._fail(errno.EMFILE, "descriptors")  # the guard could not take the request's
         elif record is None:
             self._died = self._link.lost(f"command {self.pid} ({self.args!r})")

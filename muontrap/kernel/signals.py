@@ -12,6 +12,10 @@ import os
 from muontrap.kernel._generated_ffi import ffi
 from muontrap.kernel.abi import check, libc
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 SIGKILL: int = _signal.SIGKILL
 SIGCHLD: int = _signal.SIGCHLD
 SIGCONT: int = _signal.SIGCONT
@@ -44,9 +48,13 @@ def block_all() -> None:
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ALL)
 
 
-def reset() -> None:
-    """Unblock all signals and give each its default action, as a command expects at its start."""
-    for signum in DEFAULTABLE:
-        if _signal.getsignal(signum) is not _signal.SIG_DFL:
-            _signal.signal(signum, _signal.SIG_DFL)
+def not_default() -> list[int]:
+    """Return the signals that are ignored or handled, as CPython does with a few at its start."""
+    return [number for number in DEFAULTABLE if _signal.getsignal(number) is not _signal.SIG_DFL]
+
+
+def reset(signums: Iterable[int]) -> None:
+    """Give signals their default action, then unblock all, as a command expects at its start."""
+    for signum in signums:
+        _signal.signal(signum, _signal.SIG_DFL)
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())

@@ -3,10 +3,10 @@
 A record is a kind and its fields, each length-checked.  Nothing else than numbers and byte strings
 travels: no pickle, no evaluation.  Any bytes decode to a record or raise `ProtocolError`.
 
-Over the request socket the host sends `Launch` records, each with the descriptors
-(status socket, directory, then one for each of `targets`).  All that follows about this command
-goes over its status socket: `Started` or `Failed`, `Suspended`, `Ended`; the host sends `Stop` and `Signal`.
-The guard opens with `Hello`.
+Over the request socket the host sends `Launch` records, each with the descriptors (status socket,
+directory, then one for each of `targets`).  All that follows about this command goes over its status
+socket: the guard says `Started` or `Failed`, `Suspended`, `Ended`; the host `Stop`, `Signal`, and `Ping`
+for a `Pong`.  The guard opens with `Hello`.
 """
 
 from __future__ import annotations
@@ -116,8 +116,14 @@ class Launch(Record):
     targets: list[int]
 
 
-class Received(Record):
-    """The request has been read; what takes time now is not the guard."""
+class Ping(Record):
+    """The host has heard nothing for long: is the guard stuck, or the launch just slow?"""
+
+    __slots__ = ()
+
+
+class Pong(Record):
+    """The guard is not stuck."""
 
     __slots__ = ()
 
@@ -192,7 +198,7 @@ class Ended(Record):
 
 
 _KINDS: tuple[type[Record], ...] = (
-    Hello, Launch, Received, Started, Failed, Stop, Signal, Suspended, Ended,
+    Hello, Launch, Ping, Pong, Started, Failed, Stop, Signal, Suspended, Ended,
 )  # fmt: skip
 
 
