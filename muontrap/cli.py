@@ -129,6 +129,7 @@ class _Watcher:
         poll = select.poll()
         poll.register(self._signals.fileno(), select.POLLIN)
         poll.register(self._process.fileno(), select.POLLIN)
+        self._hear()  # the launch may have read more than its own end
         while self._process.result is None:
             ready = [fd for fd, _ in poll.poll(self._milliseconds())]
             for signum in self._signals.read():

@@ -71,9 +71,10 @@ class TagReader:
                 held.close()
         return found
 
-    def is_used(self, guard: int) -> bool:
-        """Tell whether any process carries a tag of this guard id."""
-        return any(self._matches(pid, guard, None) for pid in pids())
+    def numbers(self, guard: int) -> set[int]:
+        """Return the numbers of this guard's commands that any process carries."""
+        tags = map(self.tag_of, pids())
+        return {tag[1] for tag in tags if tag is not None and tag[0] == guard}
 
     def _matches(self, pid: int, guard: int, number: int | None) -> bool:
         tag = self.tag_of(pid)

@@ -99,7 +99,7 @@ def choose_id(reader: TagReader) -> int:
     bits = reader.format.guard_bits if reader.format else 28
     while True:
         guard_id = int.from_bytes(os.urandom(4), "little") >> 32 - bits
-        if not reader.is_used(guard_id):
+        if not reader.numbers(guard_id):
             return guard_id
 
 

@@ -142,22 +142,22 @@ class Command:
 
     def _perform(self, action: str, now: float) -> None:
         if action == "signal-main":
-            self._signal([self.main], now)
+            self._signal([self.main])
         elif action == "signal-all":
-            with self._family.left_of(self.number) as found:
-                self._signal(found, now)
+            with self._family.left_of(self.number, lambda _: None) as found:
+                self._signal(found)
             self._look_at = now
         elif action == "kill-main":
-            self._note(signals.SIGKILL, now, 1)
+            self._note(signals.SIGKILL, 1)
             self._not_permitted.update(send([self.main], signals.SIGKILL))
         elif action == "kill-all":
             self._look(now)
         elif action in ("report", "report-overdue"):
             self._report(now)
 
-    def _signal(self, found: list[Held], now: float) -> None:
+    def _signal(self, found: list[Held]) -> None:
         """Send the stop signal, then SIGCONT: one that is stopped can handle it only then."""
-        self._note(self._stop_signal, now, len(found))
+        self._note(self._stop_signal, len(found))
         send(found, self._stop_signal, signals.SIGCONT)
 
     def _look(self, now: float) -> None:
@@ -166,41 +166,43 @@ class Command:
         One that was alive when the guard's children were listed may have forked and died before it was
         looked at: only a list of which all were dead before it was made is a proof.
         """
-        dead: set[int] | None = set()
-        while dead is not None:
-            with self._family.left_of(self.number) as found:
-                dead = self._hunt(found, dead, now)
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
         overdue = self._escalation.state == "overdue"
         self._look_at = now + (_OVERDUE_PAUSE if overdue else self._pause)
+        dead: set[int] = set()
+        for _ in range(2):  # no more: what goes on forking needs the reaping in between
+            known_dead = dead
+            with self._family.left_of(self.number, self._strike) as found:
+                alive = self._strike(found)
+                dead = {held.pid for held in found} - self._not_permitted - alive
+            if alive != self._alive:
+                self._escalation.progress(now)
+            self._alive = alive
+            if alive:
+                return
+            if dead <= known_dead:
+                self._perform(self._escalation.fire("empty", now), now)
+                return
+        self._look_at = now
 
-    def _hunt(self, found: list[Held], known_dead: set[int], now: float) -> set[int] | None:
-        """Kill what is alive; return the dead that have to be known before the next list, if any."""
-        alive = set(living(found))
+    def _strike(self, found: list[Held]) -> set[int]:
+        """Kill what is alive, if its time has come; return who was."""
+        alive = set(living(found)) - self._not_permitted
         if self._escalation.state != "stopping":
-            quarry = [held for held in found if held.pid in alive]
-            self._not_permitted.update(send(quarry, signals.SIGKILL))
+            refused = send([held for held in found if held.pid in alive], signals.SIGKILL)
+            self._not_permitted.update(refused)
             alive -= self._not_permitted
             if alive - self._killed:
-                self._note(signals.SIGKILL, now, len(alive - self._killed))
+                self._note(signals.SIGKILL, len(alive - self._killed))
                 self._killed |= alive
-        if alive != self._alive:
-            self._escalation.progress(now)
-        self._alive = alive
-        dead = {held.pid for held in found} - self._not_permitted
-        if alive:
-            return None
-        if not dead <= known_dead:
-            return dead
-        self._perform(self._escalation.fire("empty", now), now)
-        return None
+        return alive
 
-    def _note(self, signum: int, now: float, count: int) -> None:
+    def _note(self, signum: int, count: int) -> None:
         if self._sent and self._sent[-1][0] == signum:
             _, first, before = self._sent.pop()
             self._sent.append((signum, first, before + count))
         else:
-            self._sent.append((signum, now - self.launched, count))
+            self._sent.append((signum, time.monotonic() - self.launched, count))
 
     def _report(self, now: float) -> None:
         """Reap the main process, tell the host how it all ended, and let go of the host."""

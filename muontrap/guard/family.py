@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 
-from muontrap.containment.processes import Held, Pack, children, descendants, read_children, stat
+from muontrap.containment.processes import Held, Pack, children, descendants, read, read_children, stat
 from muontrap.kernel import signals
 from muontrap.kernel.process import is_dead
 from muontrap.logic.ledger import Ledger
@@ -13,7 +14,14 @@ from muontrap.logic.procfs import parse_last_pid
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from muontrap.containment.tagged import TagReader
+    from muontrap.logic.tags import Format
+
+
+# No machine starts four million processes a second.
+_SECONDS_PER_PID = 2.5e-7
 
 
 class Orphan:
@@ -34,7 +42,7 @@ class Family:
         self._pid = os.getpid()
         self._guard_id = guard_id
         self._reader = reader
-        self._ledger = Ledger()
+        self._ledger = Ledger(int(read("/proc/sys/kernel/pid_max")) * _SECONDS_PER_PID)
         self._orphans: dict[int, Orphan] = {}
         self._starts: dict[int, int] = {}
         self._released: set[int] = set()
@@ -44,18 +52,23 @@ class Family:
         # lxcfs puts a file of its own over this one.
         self._has_last_pid = os.fstat(self._loadavg).st_dev == os.stat("/proc/self").st_dev
 
-    def is_used(self, number: int) -> bool:
-        """Tell whether a command with this number runs, or has left processes alone."""
-        if number in self._released:
-            with Pack(self._reader.scan(self._guard_id, number)) as left:
-                if not left:
-                    self._released.discard(number)
-        return number in self.mains or number in self._released
+    def next_number(self, last: int, form: Format | None) -> int:
+        """Return a number that no running command has, nor what an ended one has left alone.
 
-    def add(self, number: int, main: Held) -> None:
-        """Take in a command that was just launched."""
+        Raises `BlockingIOError` when there is none.
+        """
+        if form is None:
+            return last + 1
+        try:
+            return form.next_number(last, self.mains.keys() | self._released)
+        except BlockingIOError:
+            self._released &= self._reader.numbers(self._guard_id)
+            return form.next_number(last, self.mains.keys() | self._released)
+
+    def add(self, number: int, main: Held, began: float) -> None:
+        """Take in a command whose launch began at a time, in seconds."""
         self.mains[number] = main
-        self._ledger.launched(main.pid)
+        self._ledger.launched(main.pid, began)
 
     def remove(self, number: int, *, spare: bool) -> None:
         """Let go of a command that has ended; `spare` what is left of it, or kill it from now on."""
@@ -82,11 +95,13 @@ class Family:
                 except PermissionError:
                     orphan.spared = True
 
-    def left_of(self, number: int) -> Pack:
+    def left_of(self, number: int, strike: Callable[[list[Held]], object]) -> Pack:
         """Return, opened, all processes of a command, dead ones included, without reaping meanwhile.
 
         Orphans that belong to nobody count as everybody's: none may say "gone" while they die.
         Whether the main process is dead is asked first: then what it forked is among the children.
+        `strike` gets these as soon as they are known: what forks and exits again and again has to be
+        hit before its next fork, and to look at all processes of the machine takes longer.
         """
         main = self.mains[number]
         main_is_dead = is_dead(main.fd)
@@ -102,6 +117,7 @@ class Family:
                 return Pack()
         elif held := Held.open(main.pid):
             roots.append(held)
+        strike(roots)
         found = roots + descendants(roots)
         seen = {held.pid for held in found}
         for held in self._reader.scan(self._guard_id, number):
@@ -114,7 +130,8 @@ class Family:
     def _never_forked(self, pid: int) -> bool:
         if not self._has_last_pid:
             return False
-        return self._ledger.never_forked(pid, parse_last_pid(os.pread(self._loadavg, 256, 0)))
+        last = parse_last_pid(os.pread(self._loadavg, 256, 0))
+        return self._ledger.never_forked(pid, last, time.monotonic())
 
     def _adopt(self) -> None:
         """Take in children that are new.  The list is exact: only this thread reaps."""

@@ -185,6 +185,7 @@ class Guard:
             restore_priority()
             self._boosted = False
         number = self._next_number()
+        began = time.monotonic()
         pipe = None
         with _Tagged(self._tags.encode(self._guard_id, number) if self._tags else None, self._own_limit):
             if launch.spawn:
@@ -193,7 +194,7 @@ class Guard:
                 pid, pipe = fork(launch, request.directory, request.sources, self._limits)
         main = self._hold(pid)
         self._last_number = number
-        self._family.add(number, main)
+        self._family.add(number, main, began)
         command = Command(number, launch, request.status, main, self._family)
         command.errors = pipe
         self._commands[number] = command
@@ -210,13 +211,10 @@ class Guard:
             self._listen(request.status.fileno(), lambda: self._hear(command, request.status))
 
     def _next_number(self) -> int:
-        if self._tags is None:
-            return self._last_number + 1
-        number = self._last_number
-        while True:
-            number = self._tags.next_number(number, self._commands)
-            if not self._family.is_used(number):
-                return number
+        try:
+            return self._family.next_number(self._last_number, self._tags)
+        except BlockingIOError as error:
+            raise StepFailed(error.errno or 0, "tag") from error
 
     def _hold(self, pid: int) -> Held:
         """Open the pidfd of a new child, or undo the launch."""

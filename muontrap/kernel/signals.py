@@ -43,11 +43,6 @@ def drain(signalfd: int) -> None:
         pass
 
 
-def block_all() -> None:
-    """Block every signal that can be blocked, in the calling thread."""
-    _signal.pthread_sigmask(_signal.SIG_SETMASK, ALL)
-
-
 def not_default() -> list[int]:
     """Return the signals that are ignored or handled, as CPython does with a few at its start."""
     return [number for number in DEFAULTABLE if _signal.getsignal(number) is not _signal.SIG_DFL]

@@ -6,29 +6,36 @@ from __future__ import annotations
 class Ledger:
     """The unbroken run of pids, up to the latest, that the guard's own launches were given.
 
-    A pid namespace gives numbers in a circle and skips those in use, threads counted.  So where the
-    pid allocated last is the latest launch's, and all since some older launch were launches too,
-    none of these commands has forked, nor made a thread: nothing of them can be anywhere, if they
-    are dead.  That saves looking at every process of the machine after each `true`.
-    A pid of a command that has not been reaped can't come round again.
+    A pid namespace gives numbers in a circle and skips those in use, threads counted.  A command not
+    reaped yet keeps its number.  So where the pid allocated last is its own, nothing was started since.
+    And where all numbers from its own to the latest were launches too, none of them has forked, nor
+    made a thread: unless the circle has been closed meanwhile, which takes a time.
+    This saves looking at every process of the machine after each `true`.
     """
 
-    __slots__ = ("_begin", "_end")
+    __slots__ = ("_began", "_begin", "_circle", "_end")
 
-    def __init__(self) -> None:
+    def __init__(self, circle: float) -> None:
+        """`circle` is the least time, in seconds, in which all numbers can be given once."""
+        self._circle = circle
         self._begin = self._end = 0
+        self._began = 0.0
 
-    def launched(self, pid: int) -> None:
-        """Note the pid of a launch."""
-        if pid != self._end + 1:
+    def launched(self, pid: int, now: float) -> None:
+        """Note the pid of a launch, and the time before it was given."""
+        if pid != self._end + 1 or now - self._began >= self._circle:
             self._begin = pid
+            self._began = now
         self._end = pid
 
-    def never_forked(self, pid: int, last: int) -> bool:
+    def never_forked(self, pid: int, last: int, now: float) -> bool:
         """Tell whether a command, not reaped yet, is proved not to have forked.
 
         Args:
             pid: of its main process.
             last: the pid allocated last in the namespace, read after it has died.
+            now: the time after that.
         """
-        return self._begin <= pid <= self._end == last
+        if pid == self._end == last:
+            return True
+        return self._begin <= pid <= self._end == last and now - self._began < self._circle

@@ -256,7 +256,7 @@ class Assembly:
     __slots__ = ("_data", "_fd_count", "_size", "fds")
 
     def __init__(self) -> None:
-        self._data = b""
+        self._data = bytearray()
         self._size = -1
         self._fd_count = 0
         self.fds: list[int] = []
@@ -274,7 +274,7 @@ class Assembly:
         if len(self._data) > min(self._size, RECORD_BYTES) or len(self.fds) > self._fd_count:
             raise ProtocolError(f"a request of {len(self._data)} bytes, {len(self.fds)} descriptors")
         whole = len(self._data) == self._size and len(self.fds) == self._fd_count
-        return self._data if whole else None
+        return bytes(self._data) if whole else None
 
 
 def _strings(body: bytes) -> list[bytes]:

@@ -56,6 +56,24 @@ def test_a_thread_is_no_process() -> None:
     assert out == "[None]"
 
 
+@pytest.mark.parametrize("code", [errno.ESRCH, errno.EINVAL, errno.ENOENT])
+def test_all_words_for_gone(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def pidfd_open(_: int) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(process, "pidfd_open", pidfd_open)
+    assert process.pidfd_open_if_there(1) is None
+
+
+def test_out_of_descriptors_is_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pidfd_open(_: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(process, "pidfd_open", pidfd_open)
+    with pytest.raises(OSError, match="Too many open files"):
+        process.pidfd_open_if_there(1)
+
+
 def test_a_pidfd_is_there_for_a_process_that_is() -> None:
     pidfd = process.pidfd_open_if_there(os.getpid())
     assert pidfd is not None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -134,6 +135,26 @@ def test_progress_begins_the_bound_anew(mode: str, now: float, times: list[float
     assert (machine.state, machine.deadline) == ("overdue", None)
 
 
+@MODES
+@pytest.mark.parametrize("event", ["stop", "kill", "exited"])
+def test_nothing_else_moves_the_bound(mode: str, event: str) -> None:
+    machine = Escalation(mode, 1.0)
+    machine.stop(10.0, 0.0)
+    machine.fire(event, 10.3)
+    assert machine.deadline == (10.0 + KILL_BOUND if machine.state == "killing" else None)
+
+
+@given(now=TIMES, delay=st.floats(0.001, 100), asked=st.floats(0.001, 100))
+def test_an_exit_begins_a_grace_but_does_not_change_one(now: float, delay: float, asked: float) -> None:
+    machine = Escalation("control-group", delay)
+    assert machine.fire("exited", now) == "signal-all"
+    assert machine.deadline == now + delay
+    machine = Escalation("control-group", delay)
+    machine.stop(now, asked)
+    assert machine.fire("exited", now) == ""
+    assert machine.deadline == now + asked
+
+
 class Proc:
     """A process of the model."""
 
@@ -157,13 +178,18 @@ PROCS = {
 class Run(RuleBasedStateMachine):
     """A command and the guard's part around the machine; time passes from event to event."""
 
-    @initialize(mode=st.sampled_from(KILL_MODES), delay=st.sampled_from([0.0, 0.25, 1.0]), **PROCS)
-    def launch(self, mode: str, delay: float, heeds_term: bool, reaction: float, kill_lag: float) -> None:
+    @initialize(
+        mode=st.sampled_from(KILL_MODES),
+        delay=st.sampled_from([0.0, 0.25, 1.0]),
+        main=st.fixed_dictionaries(PROCS),
+        others=st.lists(st.fixed_dictionaries(PROCS), max_size=2),
+    )
+    def launch(self, mode: str, delay: float, main: dict[str, Any], others: list[dict[str, Any]]) -> None:
         self.mode, self.delay = mode, delay
         self.machine = Escalation(mode, delay)
         self.now = 1000.0
-        self.main = Proc(main=True, heeds_term=heeds_term, reaction=reaction, kill_lag=kill_lag)
-        self.procs = [self.main]
+        self.main = Proc(main=True, **main)
+        self.procs = [self.main, *(Proc(main=False, **other) for other in others)]
         self.exited = False
         self.asked: list[float] = []  # when SIGKILL was asked for, at the latest
         self.first_kill = math.inf
@@ -205,9 +231,9 @@ class Run(RuleBasedStateMachine):
             self._settle()
 
     @precondition(lambda self: any(p.alive and not p.killed for p in self.procs) and len(self.procs) < 8)
-    @rule(**PROCS)
-    def one_forks(self, heeds_term: bool, reaction: float, kill_lag: float) -> None:
-        self.procs.append(Proc(main=False, heeds_term=heeds_term, reaction=reaction, kill_lag=kill_lag))
+    @rule(child=st.fixed_dictionaries(PROCS))
+    def one_forks(self, child: dict[str, Any]) -> None:
+        self.procs.append(Proc(main=False, **child))
 
     @rule()
     def the_disk_comes_back(self) -> None:
@@ -360,3 +386,4 @@ class Run(RuleBasedStateMachine):
 
 
 TestRun = Run.TestCase
+TestRun.settings = settings(max_examples=3 * settings.default.max_examples)

@@ -13,38 +13,47 @@ from muontrap.logic.ledger import Ledger
 class Numbers(RuleBasedStateMachine):
     """Pids in a circle, those in use skipped; a guard's launches among what others start.
 
-    Not modelled: more than a whole circle between two launches that follow each other in the run.
+    Each step along the circle takes a unit of time, or more.
     """
 
     @initialize(size=st.integers(8, 40), last=st.integers(0, 39))
     def boot(self, size: int, last: int) -> None:
         self.size = size
         self.last = 1 + last % size
-        self.ledger = Ledger()
+        self.ledger = Ledger(self.size)
         self.in_use: set[int] = set()
         self.mains: dict[int, bool] = {}  # pid -> has forked
-        self.since_launch = 0
+        self.now = 0
+
+    def _next(self) -> int:
+        """Return how far it is to the number that comes next."""
+        return next(
+            step
+            for step in range(1, self.size + 1)
+            if (self.last + step - 1) % self.size + 1 not in self.in_use
+        )
 
     def _allocate(self) -> int:
-        for step in range(1, self.size + 1):
-            pid = (self.last + step - 1) % self.size + 1
-            if pid not in self.in_use:
-                self.in_use.add(pid)
-                self.last = pid
-                self.since_launch += 1
-                return pid
-        raise AssertionError("out of pids")
+        step = self._next()
+        self.now += step
+        self.last = (self.last + step - 1) % self.size + 1
+        self.in_use.add(self.last)
+        return self.last
 
     def _has_room(self) -> bool:
-        return len(self.in_use) < self.size - 2 and self.since_launch < self.size - len(self.mains) - 1
+        return len(self.in_use) < self.size - 2
 
-    @precondition(lambda self: len(self.in_use) < self.size - 2)
+    @rule(units=st.integers(0, 50))
+    def time_passes(self, units: int) -> None:
+        self.now += units
+
+    @precondition(lambda self: self._has_room())
     @rule()
     def launch(self) -> None:
+        before = self.now
         pid = self._allocate()
-        self.ledger.launched(pid)
+        self.ledger.launched(pid, before)
         self.mains[pid] = False
-        self.since_launch = 0
 
     @precondition(lambda self: self.mains and self._has_room())
     @rule(index=st.integers(0, 100), lives=st.booleans())
@@ -79,7 +88,7 @@ class Numbers(RuleBasedStateMachine):
     @invariant()
     def proved_is_true(self) -> None:
         for pid, has_forked in self.mains.items():
-            assert not (self.ledger.never_forked(pid, self.last) and has_forked)
+            assert not (self.ledger.never_forked(pid, self.last, self.now) and has_forked)
 
 
 TestNumbers = Numbers.TestCase
@@ -88,11 +97,11 @@ TestNumbers.settings = settings(stateful_step_count=40)
 
 def test_one_after_the_other() -> None:
     """It proves something: a command alone, and commands that overlap."""
-    ledger = Ledger()
+    ledger = Ledger(1)
     for pid in (100, 107, 108, 109):
-        ledger.launched(pid)
-        assert ledger.never_forked(pid, pid)
-    assert [ledger.never_forked(pid, 109) for pid in (100, 107, 108, 109, 110)] == [
+        ledger.launched(pid, 0)
+        assert ledger.never_forked(pid, pid, 0)
+    assert [ledger.never_forked(pid, 109, 0) for pid in (100, 107, 108, 109, 110)] == [
         False,
         True,
         True,
@@ -101,12 +110,19 @@ def test_one_after_the_other() -> None:
     ]
 
 
+def test_after_the_end_of_the_circle() -> None:
+    ledger = Ledger(1)
+    for pid in (32767, 300, 301):
+        ledger.launched(pid, 0)
+    assert [ledger.never_forked(pid, 301, 0) for pid in (32767, 300, 301)] == [False, True, True]
+
+
 @pytest.mark.parametrize("last", [99, 101, 5])
 def test_somebody_forked_since(last: int) -> None:
-    ledger = Ledger()
-    ledger.launched(100)
-    assert not ledger.never_forked(100, last)
+    ledger = Ledger(1)
+    ledger.launched(100, 0)
+    assert not ledger.never_forked(100, last, 0)
 
 
 def test_nothing_is_proved_of_nothing() -> None:
-    assert not Ledger().never_forked(1, 1)
+    assert not Ledger(1).never_forked(1, 1, 0)

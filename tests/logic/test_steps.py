@@ -56,12 +56,13 @@ def test_can_spawn(steps: list[tuple[str, tuple[int, ...]]]) -> None:
 @given(
     sources=st.lists(st.integers(0, 12), max_size=8),
     targets=st.lists(st.integers(0, 12), max_size=8, unique=True),
+    others=st.sets(st.integers(0, 16)),
 )
-def test_every_target_gets_its_source(sources: list[int], targets: list[int]) -> None:
+def test_every_target_gets_its_source(sources: list[int], targets: list[int], others: set[int]) -> None:
     """Performed on a table of descriptors as the kernel has it: number -> (file, close-on-exec)."""
     pairs = list(zip(sources, targets, strict=False))
     sources, targets = [source for source, _ in pairs], [target for _, target in pairs]
-    table = {number: (f"file {number}", True) for number in range(13)}
+    table = {number: (f"file {number}", True) for number in {*sources, *others}}
     placed = []
     for source, above in moves(targets, sources):
         if above < 0:

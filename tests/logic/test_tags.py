@@ -67,6 +67,13 @@ def test_check_bits_refuse_all_but_a_few(form: Format) -> None:
 
 
 @FORMATS
+def test_check_bits_are_all_used(form: Format) -> None:
+    below = form.guard_bits + form.number_bits
+    checks = {form.encode(guard, number) >> below for guard in range(64) for number in range(1, 65)}
+    assert len(checks) == (256 if form is WIDE else 32)
+
+
+@FORMATS
 @pytest.mark.parametrize("infinity", INFINITIES)
 def test_no_infinity_is_a_tag(form: Format, infinity: int) -> None:
     assert form.decode(infinity) is None

@@ -1,0 +1,54 @@
+"""Any bytes decode to a record that survives a round trip, or raise ProtocolError; whole and in packets."""
+
+from __future__ import annotations
+
+import harness
+
+from muontrap.errors import ProtocolError
+from muontrap.logic import wire
+
+
+def target(data: bytes) -> None:
+    """Decode; and feed the same bytes to an assembly as packets, each led by its size."""
+    try:
+        record = wire.decode(data)
+    except ProtocolError:
+        pass
+    else:
+        assert wire.decode(record.encode()) == record
+    assembly, at = wire.Assembly(), 0
+    try:
+        while at < len(data):
+            size = data[at]
+            whole = assembly.feed(data[at + 1 : at + 1 + size], [9] * (size % 3))
+            at += 1 + size
+            if whole is not None:
+                return
+    except ProtocolError:
+        pass
+
+
+def corpus() -> list[bytes]:
+    """A record of each kind, with and without content; and a packet."""
+    full = {
+        "int": 2**40,
+        "float": 0.5,
+        "bytes": b"mixed",
+        "ints": [1, -1],
+        "floats": [1.0],
+        "strings": [b"a", b""],
+        "mapping": {b"A": b"b"},
+        "steps": [("setsid", ()), ("rlimit", (7, 1, -1))],
+    }
+    empty = {"int": 0, "float": 0.0, "bytes": b"", "mapping": {}}
+    records = [
+        kind(**{name: values.get(field, []) for name, field in kind.FIELDS})
+        for values in (full, empty)
+        for kind in wire.Record.__subclasses__()
+    ]
+    (packet, _, _), *_ = wire.packets(b"payload", 2)
+    return [*(record.encode() for record in records), bytes((len(packet),)) + packet]
+
+
+if __name__ == "__main__":
+    harness.run(target, corpus())
