@@ -20,7 +20,7 @@ class GuardError(MuontrapError):
 
 
 class GuardDied(MuontrapError):
-    """Raised when guard or watch was killed under a command; the command has been killed.
+    """Raised when the guard was killed under a command; the command has been killed.
 
     Attributes:
         reason: always "guard-died".

@@ -23,21 +23,32 @@ if TYPE_CHECKING:
 # Deaths wake the guard by SIGCHLD; who is not its child is looked for again after 1 ms, 2 ms, ...
 _FIRST_PAUSE, _LONGEST_PAUSE, _OVERDUE_PAUSE = 0.001, 0.02, 0.25
 
+# A record has to fit what the host reads at once.
+_MOST_PIDS = 500
+
 
 class Command:
     """A command from its first process on until nothing of it is left."""
 
     def __init__(
-        self, number: int, launch: Launch, status: _socket.socket, main: Held, family: Family
+        self,
+        number: int,
+        launch: Launch,
+        status: _socket.socket,
+        main: Held,
+        family: Family,
+        *,
+        began: float,
     ) -> None:
         self.number = number
         self.main = main
-        self.launched: float = time.monotonic()
+        self.launched = began
         self.errors: int | None = None  # the pipe of a forked child, until `execve` is done
         self.terminal: tuple[int, int] | None = None  # (descriptor, the host's process group)
         self.status_fd: int = status.fileno()
         self._status: _socket.socket | None = status
         self._family = family
+        self._announce = launch.announce
         self._stop_signal = launch.stop_signal
         self.leaves_rest: bool = launch.kill_mode == b"process"
         self._in_hosts_session = "setpgid" in dict(launch.steps)
@@ -124,8 +135,9 @@ class Command:
             self.terminal = None
 
     def report_started(self) -> None:
-        """Tell the host that `execve` has succeeded."""
-        self.tell(Started(pid=self.main.pid), [self.main.fd])
+        """Tell the host that `execve` has succeeded, if it wants to know before the end."""
+        if self._announce:
+            self.tell(Started(pid=self.main.pid), [self.main.fd])
 
     def report_suspended(self) -> None:
         """Tell the host of a command in its session that it was stopped (Ctrl-Z), if it was."""
@@ -217,8 +229,8 @@ class Command:
             wall=now - self.launched,
             usage=[float(figure) for figure in figures],
             sent=[float(number) for sent in self._sent for number in sent],
-            not_permitted=sorted(self._not_permitted),
-            unkillable=sorted(left - self._not_permitted),
+            not_permitted=sorted(self._not_permitted)[:_MOST_PIDS],
+            unkillable=sorted(left - self._not_permitted)[:_MOST_PIDS],
         )
         self.tell(ended)
 

@@ -137,7 +137,7 @@ class Guard:
 
     def _take_requests(self) -> None:
         try:
-            packet = sockets.receive(self._requests)
+            packet = sockets.receive_longest(self._requests)
         except (BlockingIOError, sockets.Truncated):
             return  # the host sees its status socket closed by a guard that is alive
         if not packet.data:
@@ -149,7 +149,7 @@ class Guard:
 
     def _take_more(self, request: transport.Request) -> None:
         try:
-            packet = sockets.receive(request.status)
+            packet = sockets.receive_longest(request.status)
             self._ignore(request.status.fileno())
             if packet.data:
                 request.feed(packet)
@@ -195,7 +195,7 @@ class Guard:
         main = self._hold(pid)
         self._last_number = number
         self._family.add(number, main, began)
-        command = Command(number, launch, request.status, main, self._family)
+        command = Command(number, launch, request.status, main, self._family, began=began)
         command.errors = pipe
         self._commands[number] = command
         self._note_grace(launch.delay_to_sigkill)

@@ -83,3 +83,7 @@ def _refuse_root(command: Command, identity: Identity) -> None:
                 f"{option} {getattr(command, option) or command.user!r} is {option[0]}id 0: "
                 "pass allow_root=True if that is meant"
             )
+    if command.extra_groups and 0 in (identity.groups or ()):
+        raise ValueError(
+            f"extra_groups {command.extra_groups!r} has gid 0: pass allow_root=True if that is meant"
+        )

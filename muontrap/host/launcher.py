@@ -81,7 +81,7 @@ class Launcher:
         """
         if timeout is not None:
             timeout = check_seconds("timeout", timeout)
-        process = self._launch(self._command)
+        process = self._launch(self._command, announce=True)
         try:
             process.wait_started(timeout)
         except BaseException:
@@ -114,7 +114,7 @@ class Launcher:
         if timeout is not None:
             timeout = check_seconds("timeout", timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
-        with self._launch(self._with_pipes(input, capture_output)) as process:
+        with self._launch(self._with_pipes(input, capture_output), announce=False) as process:
             result = process.run_to_end(input, deadline, timeout)
         if check:
             result.check_returncode()
@@ -144,8 +144,8 @@ class Launcher:
             streams.update(stdout=PIPE, stderr=PIPE)
         return self._command.with_streams(**streams) if streams else self._command
 
-    def _launch(self, command: Command) -> Process:
-        """Ask the guard for the command; the process has a pid when the guard has said so."""
+    def _launch(self, command: Command, *, announce: bool) -> Process:
+        """Ask the guard for the command; the process has a pid when the guard has announced it."""
         directory = self._open_directory()
         try:
             streams = Streams(command)
@@ -156,6 +156,7 @@ class Launcher:
             situation = Situation()
             link = link_for(situation)
             launch = self._plan(situation, link, streams, directory)
+            launch.announce = int(announce)
             status = link.request(launch, [directory, *streams.sources])
             return Process(command, link, status, streams.open_files(command))
         finally:
@@ -181,6 +182,7 @@ class Launcher:
             raise self._refused(error.errno or 0) from None
         steps = in_order([*self._steps(streams, situation), *self._inherited(situation, link)])
         return Launch(
+            announce=1,
             spawn=int(can_spawn(steps) and all(is_local(path, directory) for path in found)),
             kill_mode=command.kill_mode.encode("ascii"),
             delay_to_sigkill=command.delay_to_sigkill,

@@ -192,6 +192,8 @@ def start_guard(*, keep_privileges: bool = False) -> None:
     Raises:
         GuardError: no guard could be started; the message says what to do.
     """
+    # All that a launch imports, which later may not be readable any more.
+
     situation = Situation()
     with _links.lock:
         link = _links.current

@@ -107,7 +107,7 @@ class Process:
         """Return the return code if nothing of the command is left, else None.
 
         Raises:
-            GuardDied: guard or watch were killed; the command is dead.
+            GuardDied: the guard was killed; the command is dead.
         """
         self._wait_until(0)
         return self.returncode
@@ -122,7 +122,7 @@ class Process:
 
         Raises:
             TimeoutExpired: the command still runs.
-            GuardDied: guard or watch were killed; the command is dead.
+            GuardDied: the guard was killed; the command is dead.
         """
         deadline = None if timeout is None else time.monotonic() + check_seconds("timeout", timeout)
         if not self._wait_until(deadline):
@@ -138,7 +138,7 @@ class Process:
 
         Raises:
             TimeoutExpired: the command still runs; calling again goes on, and nothing is lost.
-            GuardDied: guard or watch were killed; the command is dead.
+            GuardDied: the guard was killed; the command is dead.
         """
         deadline = None if timeout is None else time.monotonic() + check_seconds("timeout", timeout)
         if not self._exchange_until(deadline, input):
@@ -174,7 +174,7 @@ class Process:
             How it ended, also when that was before.
 
         Raises:
-            GuardDied: guard or watch were killed; the command is dead.
+            GuardDied: the guard was killed; the command is dead.
             TimeoutExpired: the guard did not say the end in time.
         """
         delay = self._delay
@@ -226,6 +226,7 @@ class Process:
 
     def resume(self) -> None:
         """Let a suspended command go on, in the foreground if it was there and the host is now."""
+        self._check_here()
         self._suspended = None
         self._tell(Signal(signum=signal.SIGCONT))
 
@@ -274,12 +275,13 @@ class Process:
 
     def _exchange_until(self, deadline: float | None, input: Any = None) -> bool:
         """Move input and output until the end; return whether it came before the deadline."""
+        self._check_here()
         self._exchange.feed(input)
-        while not self._read_status():
-            if not self._exchange.wait(self.fileno(), self._sooner(deadline)) and self._is_late(deadline):
-                return False
-        self._exchange.drain()
-        return True
+        while self._exchange.wait(self.fileno(), self._sooner(deadline)) or not self._is_late(deadline):
+            if self._read_status():
+                self._exchange.drain()
+                return True
+        return False
 
     def _wait_until(self, deadline: float | None) -> bool:
         while not self._read_status():
@@ -315,27 +317,30 @@ class Process:
         """
         self._check_here()
         with self._lock:
-            while self._result is None and self._died is None and self._failure is None:
-                try:
-                    packet = receive(self._status)
-                except BlockingIOError:
-                    return False
-                except Truncated:  # no descriptor was left in this process for the pidfd
-                    self._lost_pidfd = True
-                    self._ask(0.0, b"stopped")
-                    continue
-                self._take(decode(packet.data) if packet.data else None, packet.fds)
+            if self._is_running:
+                self._read_record()
             error = self._failure or self._died
             if error is not None:
                 raise error
-            return True
+            return self._result is not None
+
+    def _read_record(self) -> None:
+        try:
+            packet = receive(self._status)
+        except BlockingIOError:
+            return
+        except Truncated:  # no descriptor was left in this process for the pidfd
+            self._lost_pidfd = True
+            self._ask(0.0, b"stopped")
+            return
+        self._take(decode(packet.data) if packet.data else None, packet.fds)
 
     def _take(self, record: Record | None, fds: list[int]) -> None:
         first, self._stuck_at = self._stuck_at is not None, None
         if record is None and first and self._link.survives():
             self._fail(errno.EMFILE, "descriptors")  # the guard could not take the request's
         elif record is None:
-            self._died = self._link.lost(f"command {self.pid} ({self.args!r})")
+            self._died = self._link.lost(f"command {self.args!r}")
         elif isinstance(record, Started):
             self.pid, self.pidfd = record.pid, fds[0]
         elif isinstance(record, Failed):

@@ -23,14 +23,20 @@ class Situation:
         status = read("/proc/thread-self/status")
         self.privileges: tuple[bytes, ...] = privileges(status)
         self.namespaces: list[str | None] = _namespaces()
+        root = os.stat("/")
+        self.root: tuple[int, int] = (root.st_dev, root.st_ino)
         self.umask: int = int(status.partition(b"Umask:")[2][:6], 8)
         self.rlimits: list[tuple[int, int]] = [resource.getrlimit(number) for number in _RLIMITS]
         self.nice: int = os.getpriority(os.PRIO_PROCESS, 0)
         self.affinity: set[int] = os.sched_getaffinity(0)
 
     def may_use_guard_of(self, other: Situation) -> bool:
-        """Tell whether a guard started in the other situation has just this one's privileges."""
-        return self.privileges == other.privileges and self.namespaces == other.namespaces
+        """Tell whether a guard started in the other situation has just this one's privileges and files."""
+        return (
+            self.privileges == other.privileges
+            and self.namespaces == other.namespaces
+            and self.root == other.root
+        )
 
     def steps_from(self, other: Situation) -> list[Step]:
         """Return the steps that give a guard's child what it would inherit from this thread."""

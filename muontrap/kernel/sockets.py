@@ -1,6 +1,6 @@
 """Packets with descriptors, over UNIX sockets. See unix(7).
 
-CPython's own `socket.recv_fds` does not pass its flags on before 3.13, and `_socket`, the C half of
+CPython's own `socket.recv_fds` does not pass its flags on, and `_socket`, the C half of
 `socket`, is all that the guard can afford (docs/explanation/architecture.md).
 """
 
@@ -14,7 +14,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-PACKET_SIZE = 1 << 18
 _ANCILLARY = _socket.CMSG_SPACE(253 * 4) + _socket.CMSG_SPACE(12)
 # CPython's `socket` has no name for it; <bits/socket.h>, the same on every architecture.
 _MSG_CMSG_CLOEXEC = 0x40000000
@@ -35,15 +34,29 @@ class Packet:
         self.credentials: tuple[int, int, int] | None = credentials
 
 
+# Of a size from which malloc(3) maps and unmaps memory each time, which costs more than the packet.
+LONGEST = 128 * 1024
+_longest = bytearray(LONGEST)
+
+
+def receive_longest(sock: _socket.socket) -> Packet:
+    """Take a packet of up to `LONGEST` bytes, as `receive` does; not for two threads at once."""
+    return _receive(sock, _longest)
+
+
 def receive(sock: _socket.socket) -> Packet:
-    """Take one packet; no data mean end of file.
+    """Take one packet of up to 16 KiB; no data mean end of file.
 
     Raises `BlockingIOError` when there is none, `Truncated` when descriptors are missing; then
     all that came are closed.
     """
+    return _receive(sock, bytearray(1 << 14))
+
+
+def _receive(sock: _socket.socket, buffer: bytearray) -> Packet:
     try:
-        data, ancillary, flags, _ = sock.recvmsg(
-            PACKET_SIZE, _ANCILLARY, _socket.MSG_DONTWAIT | _MSG_CMSG_CLOEXEC
+        size, ancillary, flags, _ = sock.recvmsg_into(
+            [buffer], _ANCILLARY, _socket.MSG_DONTWAIT | _MSG_CMSG_CLOEXEC
         )
     except ConnectionResetError:
         return Packet(b"", [], None)
@@ -57,7 +70,7 @@ def receive(sock: _socket.socket) -> Packet:
     if flags & _socket.MSG_CTRUNC:
         close(fds)
         raise Truncated
-    return Packet(data, fds, credentials)
+    return Packet(bytes(memoryview(buffer)[:size]), fds, credentials)
 
 
 def close(fds: Iterable[int]) -> None:

@@ -84,6 +84,7 @@ class Launch(Record):
     """Start a command."""
 
     __slots__ = (
+        "announce",
         "argv",
         "candidates",
         "delay_to_sigkill",
@@ -96,6 +97,7 @@ class Launch(Record):
     )
     FIELDS: ClassVar[tuple[tuple[str, str], ...]] = (
         ("spawn", "int"),
+        ("announce", "int"),
         ("kill_mode", "bytes"),
         ("delay_to_sigkill", "float"),
         ("stop_signal", "int"),
@@ -106,6 +108,7 @@ class Launch(Record):
         ("targets", "ints"),
     )
     spawn: int
+    announce: int  # whether the host wants to hear `Started`
     kill_mode: bytes
     delay_to_sigkill: float
     stop_signal: int

@@ -1,0 +1,47 @@
+"""Fixtures of all tests: the arena, and the times measured in it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "guarantees"))
+
+from arena import Arena, CgroupLedger
+
+_measured: list[tuple[str, float]] = []
+
+
+@pytest.fixture
+def arena() -> Iterator[Arena]:
+    """A cgroup of its own for this test."""
+    with Arena() as made:
+        yield made
+
+
+@pytest.fixture
+def measure(request: pytest.FixtureRequest) -> Callable[[float], None]:
+    """Record how many seconds something took, for the summary that MUONTRAP_MEASURE asks for."""
+    return lambda seconds: _measured.append((request.node.name, seconds))
+
+
+def pytest_sessionfinish() -> None:
+    CgroupLedger.bury()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The measured times, slowest first; MUONTRAP_MEASURE names a file, or is 1."""
+    where = os.environ.get("MUONTRAP_MEASURE")
+    if not where or not _measured:
+        return
+    lines = [
+        f"{seconds * 1000:8.1f} ms  {name}" for name, seconds in sorted(_measured, key=lambda pair: -pair[1])
+    ]
+    if where != "1":
+        Path(where).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    terminalreporter.section("measured")
+    terminalreporter.write_line("\n".join(lines))
