@@ -6,7 +6,7 @@ import os
 import resource
 import time
 
-from muontrap.containment.processes import Held, living, send
+from muontrap.containment.processes import Held, living, send, stat
 from muontrap.guard import transport
 from muontrap.kernel import signals
 from muontrap.kernel.process import is_dead
@@ -42,7 +42,7 @@ class Command:
     ) -> None:
         self.number = number
         self.main = main
-        self.launched = began
+        self.launched: float = began
         self.errors: int | None = None  # the pipe of a forked child, until `execve` is done
         self.terminal: tuple[int, int] | None = None  # (descriptor, the host's process group)
         self.status_fd: int = status.fileno()
@@ -58,6 +58,7 @@ class Command:
         self._sent: list[tuple[int, float, int]] = []
         self._killed: set[int] = set()
         self._alive: set[int] = set()
+        self._seen: set[int] = set()
         self._not_permitted: set[int] = set()
         self._pause = _FIRST_PAUSE
         self._look_at = 0.0
@@ -91,9 +92,11 @@ class Command:
 
     def tick(self, now: float, *, children_changed: bool) -> None:
         """Go on with what has become due, or with what a death may have finished."""
-        self._perform(self._escalation.fire("late", now), now)
-        if self.is_hunted and (children_changed or now >= self._look_at):
+        late = self._escalation.deadline is not None and now >= self._escalation.deadline
+        if self.is_hunted and (children_changed or late or now >= self._look_at):
             self._look(now)
+        if not self.is_gone:
+            self._perform(self._escalation.fire("late", now), now)
 
     def main_exited(self, now: float) -> None:
         """The main process is dead (not reaped: its pid stays its own)."""
@@ -187,9 +190,9 @@ class Command:
             with self._family.left_of(self.number, self._strike) as found:
                 alive = self._strike(found)
                 dead = {held.pid for held in found} - self._not_permitted - alive
-            if alive != self._alive:
+            if alive | dead != self._seen or not all(map(_is_stuck, alive)):
                 self._escalation.progress(now)
-            self._alive = alive
+            self._alive, self._seen = alive, alive | dead
             if alive:
                 return
             if dead <= known_dead:
@@ -245,3 +248,9 @@ class Command:
             except OSError:
                 self.terminal = None  # hung up, or no group is left to have it
                 os.close(fd)
+
+
+def _is_stuck(pid: int) -> bool:
+    """Tell whether SIGKILL can't reach a process now; one that just gets no CPU will die of it yet."""
+    seen = stat(pid)
+    return seen is not None and seen[0] in "DZ"

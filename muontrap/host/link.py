@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import weakref
+from importlib import import_module
 from struct import pack
 
 import _cffi_backend
@@ -192,7 +193,7 @@ def start_guard(*, keep_privileges: bool = False) -> None:
     Raises:
         GuardError: no guard could be started; the message says what to do.
     """
-    # All that a launch imports, which later may not be readable any more.
+    import_module("muontrap.host.run")  # and so all of a launch, which later may not be readable
 
     situation = Situation()
     with _links.lock:

@@ -14,6 +14,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    Ancillary = tuple[int, int, bytes]
+
 _ANCILLARY = _socket.CMSG_SPACE(253 * 4) + _socket.CMSG_SPACE(12)
 # CPython's `socket` has no name for it; <bits/socket.h>, the same on every architecture.
 _MSG_CMSG_CLOEXEC = 0x40000000
@@ -55,11 +57,11 @@ def receive(sock: _socket.socket) -> Packet:
 
 def _receive(sock: _socket.socket, buffer: bytearray) -> Packet:
     try:
-        size, ancillary, flags, _ = sock.recvmsg_into(
-            [buffer], _ANCILLARY, _socket.MSG_DONTWAIT | _MSG_CMSG_CLOEXEC
-        )
+        size, ancillary, flags, _ = _recvmsg(sock, buffer)
     except ConnectionResetError:
-        return Packet(b"", [], None)
+        # The other end closed with something of ours unread.  That error comes once, and before what
+        # the other end had sent: unix_release_sock, __skb_try_recv_datagram in the kernel's source.
+        size, ancillary, flags, _ = _recvmsg(sock, buffer)
     fds: list[int] = []
     credentials = None
     for level, kind, content in ancillary:
@@ -71,6 +73,10 @@ def _receive(sock: _socket.socket, buffer: bytearray) -> Packet:
         close(fds)
         raise Truncated
     return Packet(bytes(memoryview(buffer)[:size]), fds, credentials)
+
+
+def _recvmsg(sock: _socket.socket, buffer: bytearray) -> tuple[int, list[Ancillary], int, object]:
+    return sock.recvmsg_into([buffer], _ANCILLARY, _socket.MSG_DONTWAIT | _MSG_CMSG_CLOEXEC)
 
 
 def close(fds: Iterable[int]) -> None:
