@@ -99,11 +99,15 @@ def kill_guardless(reader: TagReader, guard: int, bound: float) -> tuple[int, ..
         The pids that could not be killed; normally none.
     """
     deadline = time.monotonic() + bound
+    known_dead: set[int] = set()
     while True:
         roots = reader.scan(guard)
         with Pack(roots + descendants(roots)) as found:
             alive = living(found)
-            if not alive or time.monotonic() > deadline:
-                return tuple(alive)
             send(found, _SIGKILL)
-            living(found, 0.01)
+            # One that was alive when /proc was listed may have forked and died since.
+            dead = {held.pid for held in found}.difference(alive)
+            if (not alive and dead <= known_dead) or time.monotonic() > deadline:
+                return tuple(alive)
+            known_dead = dead
+            living(found, 0.01 if alive else 0)

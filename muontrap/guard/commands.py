@@ -123,9 +123,13 @@ class Command:
                 os.killpg(self.main.pid, record.signum)
             except PermissionError:
                 self._not_permitted.add(self.main.pid)
+            except ProcessLookupError:
+                pass  # it has left the group that it led
 
-    def abandon(self) -> None:
-        """There is no command: `execve` was never reached, and the host has been told."""
+    def abandon(self, failure: Record) -> None:
+        """There is no command: `execve` was never reached, and its process has been reaped."""
+        self._give_terminal(to_command=False)
+        self.tell(failure)
         self._escalation.state = "gone"
 
     def close(self) -> None:
@@ -145,7 +149,10 @@ class Command:
     def report_suspended(self) -> None:
         """Tell the host of a command in its session that it was stopped (Ctrl-Z), if it was."""
         if self._in_hosts_session and not self._exited:
-            seen = os.waitid(os.P_PID, self.main.pid, os.WSTOPPED | os.WNOHANG)
+            try:
+                seen = os.waitid(os.P_PID, self.main.pid, os.WSTOPPED | os.WNOHANG)
+            except ChildProcessError:
+                return  # a zombie, of which the pidfd has not been looked at yet
             if seen:
                 self._give_terminal(to_command=False)
                 self.tell(Suspended(signum=seen.si_status))

@@ -245,9 +245,8 @@ class Guard:
         os.close(command.errors)
         command.errors = None
         if text:
-            command.tell(decode(text))
             os.waitpid(command.main.pid, 0)  # it exits next
-            command.abandon()
+            command.abandon(decode(text))
             self._forget(command)
         else:
             command.report_started()

@@ -32,6 +32,8 @@ HANDSHAKE_BOUND = 20.0
 CLEANUP_BOUND = 5.0
 # From the closing of its sockets to its death, a process that exits needs milliseconds.
 _EXIT_BOUND = 1.0
+# These say nothing of the interpreter.
+_NO_MORE = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
 _MARKER = "MUONTRAP_GUARD"
 _INTERPRETER = "MUONTRAP_PYTHON"
 # Both folders last, behind the standard library: nothing in them can take the place of its modules.
@@ -286,6 +288,8 @@ def _execute(executable: str, argv: list[str], descriptors: list[int]) -> None:
             setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
         )
     except OSError as error:
+        if error.errno in _NO_MORE:
+            raise
         raise GuardError(f"{executable!r} could not be started as the guard: {error}") from error
     _reap(pid)
 

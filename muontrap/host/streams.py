@@ -58,7 +58,7 @@ class Streams:
 
     def _add(self, target: int, value: Any) -> None:
         if value is None:
-            if _is_open(target):
+            if _is_inherited(target):
                 self._place(target, target)
         elif value == PIPE:
             reading, writing = os.pipe2(os.O_CLOEXEC)
@@ -80,12 +80,12 @@ class Streams:
         self.sources.append(source)
 
 
-def _is_open(fd: int) -> bool:
+def _is_inherited(fd: int) -> bool:
+    """Tell whether a command would find it: not where another file has the number of a closed stream."""
     try:
-        os.fstat(fd)
+        return os.get_inheritable(fd)
     except OSError:
         return False
-    return True
 
 
 def _open(fd: int, mode: str, command: Command) -> IO[Any]:

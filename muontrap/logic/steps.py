@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 ORDER = (
     ("setsid", True),
     ("setpgid", True),
-    ("foreground", False),  # (descriptor of the terminal,)
     ("nice", False),  # (nice value,)
     ("cpu_affinity", False),  # CPU numbers
     ("oom_score_adj", False),  # (value,)
     ("chdir", True),
     ("descriptors", True),
+    ("foreground", False),  # (which of the descriptors is the terminal,)
     ("umask", True),  # (mask,)
     ("rlimit", False),  # (resource, soft, hard), once for each; -1 is infinity
     ("setgroups", False),  # group ids

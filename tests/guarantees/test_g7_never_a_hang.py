@@ -478,8 +478,8 @@ def test_nested_hosts(arena: Arena, command: str, death: str) -> None:
         for pid in victims:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        marked = command != "su-daemon" or death != "inner-guard-and-watch"
-        check_inner_gone(arena, started, {other, *outer_pair}, marked=marked, bound=2 * GRACE + BOUND)
+        marked, bound = command != "su-daemon", 2 * GRACE + BOUND
+        check_inner_gone(arena, started, {other, *outer_pair}, marked=marked, bound=bound)
 
 
 def check_inner_gone(arena: Arena, started: Host, spared: set[int], *, marked: bool, bound: float) -> None:
