@@ -145,24 +145,31 @@ class Guard:
         elif not packet.fds or not packet.credentials or packet.credentials[0] != self._host.pid:
             sockets.close(packet.fds)  # a child that the host forked without Python's knowing
         else:
-            self._proceed(transport.Request(packet))
+            self._feed(transport.Request(packet.fds[0]), packet)
 
     def _take_more(self, request: transport.Request) -> None:
         try:
             packet = sockets.receive_longest(request.status)
-            self._ignore(request.status.fileno())
-            if packet.data:
-                request.feed(packet)
-                self._proceed(request)
-                return
         except BlockingIOError:
             return
         except sockets.Truncated:
-            self._ignore(request.status.fileno())
+            packet = None
+        self._ignore(request.status.fileno())
+        if packet is None:
             self._refuse(request, StepFailed(errno.EMFILE, "descriptors"))
+        elif packet.data:
+            self._feed(request, packet)
+            return
+        request.close()
+
+    def _feed(self, request: transport.Request, packet: sockets.Packet) -> None:
+        try:
+            request.feed(packet)
         except ProtocolError:
             self._refuse(request, StepFailed(errno.EPROTO, "request"))
-        request.close()
+            request.close()
+        else:
+            self._proceed(request)
 
     def _proceed(self, request: transport.Request) -> None:
         """Launch when the request is complete, else wait for the rest of it."""
@@ -230,7 +237,11 @@ class Guard:
         for name, numbers in launch.steps:
             if name == "foreground":
                 source = request.sources[launch.targets.index(numbers[0])]
-                return os.dup(source), os.getpgid(self._host.pid)
+                try:
+                    host_group = os.getpgid(self._host.pid)
+                    return os.dup(source), host_group
+                except OSError:
+                    return None  # the host is gone, or no descriptor is left: it is not given back
         return None
 
     def _executed(self, command: Command) -> None:

@@ -7,6 +7,8 @@ import struct
 
 from muontrap.errors import ProtocolError
 from muontrap.kernel.sockets import Packet, close
+from muontrap.logic.escalation import KILL_MODES
+from muontrap.logic.steps import NAMES
 from muontrap.logic.wire import Assembly, Launch, decode
 
 TYPE_CHECKING = False
@@ -34,11 +36,10 @@ class Request:
 
     __slots__ = ("_assembly", "launch", "status")
 
-    def __init__(self, packet: Packet) -> None:
+    def __init__(self, status: int) -> None:
         self._assembly = Assembly()
         self.launch: Launch | None = None
-        self.status: _socket.socket = _socket.socket(fileno=packet.fds[0])
-        self.feed(packet)
+        self.status: _socket.socket = _socket.socket(fileno=status)
 
     @property
     def directory(self) -> int:
@@ -55,10 +56,21 @@ class Request:
         payload = self._assembly.feed(packet.data, packet.fds)
         if payload is not None:
             launch = decode(payload)
-            if not isinstance(launch, Launch) or len(self.sources) != len(launch.targets):
+            if not isinstance(launch, Launch) or not _is_complete(launch, len(self._assembly.fds)):
                 raise ProtocolError("a request that is no launch")
             self.launch = launch
 
     def close(self) -> None:
         """Close all descriptors but the status socket."""
         close(self._assembly.fds[1:])
+
+
+def _is_complete(launch: Launch, fd_count: int) -> bool:
+    """Tell whether nothing that the guard relies on is missing or unknown."""
+    names = {name for name, _ in launch.steps}
+    return (
+        fd_count == len(launch.targets) + 2
+        and launch.kill_mode.decode("ascii", "replace") in KILL_MODES
+        and "umask" in names
+        and names <= set(NAMES)
+    )

@@ -1,0 +1,52 @@
+"""A malformed request ends that request with an error, and never the guard."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+
+import pytest
+
+import muontrap
+from muontrap.host import link
+from muontrap.logic.wire import Failed, Launch, decode, packets
+
+
+def launch(**changes: object) -> bytes:
+    values = {
+        "spawn": 1, "announce": 1, "kill_mode": b"mixed", "delay_to_sigkill": 0.0, "stop_signal": 15,
+        "candidates": [b"/bin/true"], "argv": [b"true"], "env": {}, "steps": [("umask", (18,))],
+        "targets": [],
+    }  # fmt: skip
+    return packets(Launch(**{**values, **changes}).encode(), 2)[0][0]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"x",
+        struct.pack("<II", 5, 1) + b"hello",
+        struct.pack("<II", 0, 1),
+        launch(kill_mode=b"none"),
+        launch(steps=[]),
+        launch(steps=[("umask", (18,)), ("fly", ())]),
+        launch(targets=[1]),
+    ],
+)
+def test_a_malformed_request_is_refused(data: bytes) -> None:
+    muontrap.start_guard()
+    guard = link._links.current
+    assert guard is not None
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        count = struct.unpack_from("<II", data)[1] if len(data) >= 8 else 1
+        fds = [theirs.fileno(), ours.fileno()][:count]
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))
+        guard._requests.sendmsg([data], [rights])
+        theirs.close()
+        ours.settimeout(5)
+        answer = decode(ours.recv(4096))
+    assert isinstance(answer, Failed)
+    assert (answer.errno, answer.step) == (errno.EPROTO, b"request")
+    assert guard.is_whole
