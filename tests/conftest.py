@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "guarantees"))
 
 from arena import Arena, CgroupLedger
+
+# Under nohup(1) it would be ignored by whatever the tests start.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 _measured: list[tuple[str, float]] = []
 
