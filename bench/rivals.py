@@ -40,9 +40,17 @@ def timed(call: Callable[[], object]) -> float:
 
 
 def interleave(
-    candidates: Mapping[str, Callable[[], float]], seconds: float, *, pause: float = 0.0, rounds: int = 5
+    candidates: Mapping[str, Callable[[], float]],
+    seconds: float,
+    *,
+    pause: float = 0.0,
+    rounds: int = 5,
+    block: int = 1,
 ) -> Samples:
-    """What the candidates return, run in turn (each round in another order) for so long."""
+    """What the candidates return, run in turn (each round in another order) for so long.
+
+    `block` calls of one candidate follow each other, which is what "back to back" means.
+    """
     samples: Samples = {name: [] for name in candidates}
     names = list(candidates)
     for name in names:  # the first run starts guards and fills caches
@@ -50,8 +58,9 @@ def interleave(
     end, done = time.perf_counter() + seconds, 0
     while time.perf_counter() < end or done < rounds:
         for name in names:
-            time.sleep(pause)
-            samples[name].append(candidates[name]())
+            for _ in range(block):
+                time.sleep(pause)
+                samples[name].append(candidates[name]())
         names.append(names.pop(0))
         done += 1
     return samples

@@ -22,6 +22,7 @@ OWN = {
     "muontrap.guard",
     "muontrap.guard.__main__",
     "muontrap.guard.child",
+    "muontrap.guard.asker",
     "muontrap.guard.commands",
     "muontrap.guard.family",
     "muontrap.guard.loop",

@@ -1,7 +1,8 @@
 """The guard's program: the host executes it once, and it becomes watch and guard.
 
 Descriptors: 2 a pipe to the host for a last word, 3 the request socket, 4 a pidfd of the host.
-Arguments: the host's pid; "check" or "keep", for a host that keeps privileges on purpose.
+Arguments: the host's pid, and its thread that starts the guard; "check" or "keep", for a host that
+keeps privileges on purpose.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import os
 import struct
 import sys
 
-from muontrap.containment.processes import Held
+from muontrap.containment.processes import Held, read
 from muontrap.containment.tagged import TagReader, usable_format
 from muontrap.guard import transport
+from muontrap.guard.asker import Asker
 from muontrap.guard.loop import Guard
 from muontrap.guard.watch import Watch
 from muontrap.kernel import process
-from muontrap.logic.wire import Hello
+from muontrap.logic.wire import MARKER, Hello
 
 _REQUESTS, _HOST = 3, 4
 _GRACE = struct.Struct("d")
@@ -42,7 +44,7 @@ class Shared:
             _GRACE.pack_into(self._memory, 0, grace)
 
 
-def main(host_pid: int, check_privileges: bool) -> None:
+def main(host_pid: int, thread: int, check_privileges: bool) -> None:
     """Leave the host's process tree, and be the watch and the guard."""
     os.chdir("/")
     for name in os.listdir("/proc/self/fd"):
@@ -56,6 +58,9 @@ def main(host_pid: int, check_privileges: bool) -> None:
     if os.fork():
         os._exit(0)  # the host reaps this one at once, and has no child that lasts
     process.set_child_subreaper()
+    # /proc/self is root's while it is not dumpable, as after an `execve` with another effective uid.
+    process.set_dumpable(True)
+    variables = environment()
     process.set_dumpable(False)
     reader = TagReader(usable_format())
     guard_id = choose_id(reader)
@@ -82,7 +87,8 @@ def main(host_pid: int, check_privileges: bool) -> None:
         guard_id=guard_id,
         reader=reader,
         note_grace=shared.note,
-        check_privileges=check_privileges,
+        asker=Asker(host_pid, thread, check_privileges=check_privileges),
+        environment=variables,
     )
     gc.collect()
     gc.freeze()  # a fork then copies fewer pages
@@ -92,6 +98,12 @@ def main(host_pid: int, check_privileges: bool) -> None:
     transport.send(requests, hello, [watch.fd, own])
     os.close(own)
     guard.run()
+
+
+def environment() -> dict[bytes, bytes]:
+    """Return what the host's was, less the marker: CPython may have put LC_CTYPE into `os.environ`."""
+    pairs = [text.partition(b"=") for text in read("/proc/self/environ").split(b"\0") if b"=" in text]
+    return {name: value for name, _, value in pairs if name not in (b"", MARKER)}
 
 
 def choose_id(reader: TagReader) -> int:
@@ -107,7 +119,7 @@ def run() -> None:
     """Run `main`, whose failure is the last word to the host."""
     status = 1
     try:
-        main(int(sys.argv[1]), sys.argv[2] == "check")
+        main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "check")
         status = 0
     except BaseException:
         # The border of the process: the host reads this from the pipe, and says it.

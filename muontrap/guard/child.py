@@ -11,7 +11,7 @@ import os
 import resource
 import select
 
-from muontrap.guard.spawn import StepFailed, first_that_runs
+from muontrap.guard.spawn import SIGNALS, StepFailed, first_that_runs
 from muontrap.kernel import identity, process, signals
 from muontrap.logic.steps import in_order, moves
 from muontrap.logic.wire import Failed
@@ -76,7 +76,7 @@ def _plan(launch: Launch, directory: int, sources: Sequence[int], limits: Limits
         ("dumpable", process.set_dumpable, (True,)),
     ]
     todo = [(name, special.get(name) or _PERFORM[name], numbers) for name, numbers in steps]
-    return [*first, *todo, ("signals", signals.reset, (signals.not_default(),))]
+    return [*first, *todo, ("signals", signals.reset, (SIGNALS,))]
 
 
 def _become(plan: list[Action], launch: Launch, errors: int, highest: int) -> None:

@@ -135,10 +135,11 @@ class Family:
 
     def _adopt(self) -> None:
         """Take in children that are new.  The list is exact: only this thread reaps."""
-        mains = {main.pid for main in self.mains.values()}
         listed = children(self._pid) if self._children is None else read_children(self._children)
-        for pid in listed:
-            if pid not in self._orphans and pid not in mains:
+        new = set(listed) - self._orphans.keys()
+        if new:
+            new -= {main.pid for main in self.mains.values()}
+            for pid in new:
                 tag = self._reader.tag_of(pid)
                 seen = None if tag else stat(pid)
                 self._orphans[pid] = Orphan(tag, seen[2] if seen else 0)

@@ -19,13 +19,13 @@ from muontrap.guard.family import Family
 from muontrap.guard.priority import raise_priority, restore_priority
 from muontrap.guard.spawn import StepFailed, spawn
 from muontrap.kernel import process, signals, sockets
-from muontrap.logic.procfs import privileges
 from muontrap.logic.wire import Failed, decode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from muontrap.guard.asker import Asker
     from muontrap.logic.wire import Launch
 
 # epoll_wait(2) takes no more than 2**31 ms; to wake up without a need does no harm.
@@ -44,7 +44,8 @@ class Guard:
         guard_id: int,
         reader: TagReader,
         note_grace: Callable[[float], None],
-        check_privileges: bool,
+        asker: Asker,
+        environment: dict[bytes, bytes],
     ) -> None:
         self._requests = requests
         self._host = host
@@ -58,8 +59,8 @@ class Guard:
         self._host_gone = False
         self._children_changed = False
         self._boosted = False
-        self._status = os.open(f"/proc/{host.pid}/status", os.O_RDONLY | os.O_CLOEXEC)
-        self._privileges = self._hosts_privileges() if check_privileges else None
+        self._asker = asker
+        self._environment = environment
         self._own_limit = process.get_limit(0, process.RLIMIT_LOCKS)
         self._limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (self._limits[1], self._limits[1]))
@@ -177,7 +178,7 @@ class Guard:
             self._listen(request.status.fileno(), lambda: self._take_more(request))
             return
         try:
-            self._check_privileges()
+            self._complete(request.launch)
             self._launch(request.launch, request)
         except StepFailed as failure:
             self._refuse(request, failure)
@@ -186,6 +187,14 @@ class Guard:
 
     def _refuse(self, request: transport.Request, failure: StepFailed) -> None:
         transport.send(request.status, Failed(errno=failure.code, step=failure.step.encode(), path=b""))
+
+    def _complete(self, launch: Launch) -> None:
+        """Put in what the command inherits from the host, and was not sent."""
+        umask = self._asker.umask(launch.thread)
+        if "umask" not in dict(launch.steps):
+            launch.steps.append(("umask", (umask,)))
+        if launch.inherits:
+            launch.env = {**self._environment, **launch.env}
 
     def _launch(self, launch: Launch, request: transport.Request) -> None:
         if self._boosted:
@@ -269,6 +278,7 @@ class Guard:
         if not command.is_gone:
             self._ignore(command.main.fd)
             command.main_exited(time.monotonic())
+            self._child_changed()  # its SIGCHLD is there by now: no need to wake up for it
 
     def _hear(self, command: Command, status: _socket.socket) -> None:
         try:
@@ -288,17 +298,6 @@ class Guard:
         del self._commands[command.number]
         self._family.remove(command.number, spare=command.leaves_rest)
         command.main.close()
-
-    def _hosts_privileges(self) -> tuple[bytes, ...]:
-        return privileges(os.pread(self._status, 1 << 16, 0))
-
-    def _check_privileges(self) -> None:
-        """Refuse a host that has other privileges now than when it started this guard.
-
-        The host starts another guard by itself then; this is for the one that was made not to.
-        """
-        if self._privileges is not None and self._hosts_privileges() != self._privileges:
-            raise StepFailed(errno.EPERM, "credentials")
 
 
 class _Tagged:

@@ -11,7 +11,7 @@ import fcntl
 import os
 import resource
 
-from muontrap.kernel.signals import DEFAULTABLE
+from muontrap.kernel.signals import not_default
 from muontrap.logic.steps import moves
 
 TYPE_CHECKING = False
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     from muontrap.logic.wire import Launch
+
+
+# Of the guard, which leaves them as CPython's start has made them.
+SIGNALS = not_default()
 
 
 class StepFailed(Exception):
@@ -87,6 +91,6 @@ def _posix_spawn(
         file_actions=[(os.POSIX_SPAWN_DUP2, *pair) for pair in zip(sources, launch.targets, strict=True)],
         setsid=session,
         setsigmask=(),
-        setsigdef=DEFAULTABLE,
+        setsigdef=SIGNALS,
         **group,
     )

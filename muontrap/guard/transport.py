@@ -71,6 +71,5 @@ def _is_complete(launch: Launch, fd_count: int) -> bool:
     return (
         fd_count == len(launch.targets) + 2
         and launch.kill_mode.decode("ascii", "replace") in KILL_MODES
-        and "umask" in names
         and names <= set(NAMES)
     )

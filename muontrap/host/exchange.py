@@ -8,12 +8,13 @@ import os
 import select
 import time
 
-from muontrap.host.link import poll_ms
+from muontrap.host.link import poll_for, poll_ms
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import IO, Any
+    from typing import Any
 
+    from muontrap.host.streams import Pipes
     from muontrap.logic.command import Command
 
 # More was slower, measured: the buffer no longer stays in the processor's cache.
@@ -23,54 +24,49 @@ _CHUNK = 65536
 class Exchange:
     """What is still to be written, and what was read."""
 
-    def __init__(
-        self, command: Command, files: tuple[IO[Any] | None, IO[Any] | None, IO[Any] | None]
-    ) -> None:
+    def __init__(self, command: Command, pipes: Pipes) -> None:
         self._command = command
-        self._stdin, *outputs = files
+        self._pipes = pipes
         self._input: memoryview | None = None
-        self._outputs = {file.fileno(): bytearray() for file in outputs if file}
-        self._readers = [file.fileno() if file else None for file in outputs]
+        self._readers = pipes.fds[1:]
+        self._outputs = {fd: bytearray() for fd in self._readers if fd is not None}
         self._open = set(self._outputs)
 
     def feed(self, data: Any) -> None:
         """Take what to write, the first time; no data close the command's stdin."""
-        if self._stdin and self._input is None and not self._stdin.closed:
-            if isinstance(data, str):
-                encoding = getattr(self._stdin, "encoding", None) or "utf-8"
-                data = data.encode(encoding, getattr(self._stdin, "errors", None) or "strict")
-            self._input = memoryview(data or b"").cast("B")
+        stdin, file = self._pipes.fds[0], self._pipes.files[0]
+        if stdin is None or self._input is not None or (file and file.closed):
+            return
+        if isinstance(data, str):
+            data = data.encode(*self._codec())
+        self._input = memoryview(data or b"").cast("B")
+        if file:
             try:
-                self._stdin.flush()
+                file.flush()
             except BrokenPipeError:
                 pass
-            if self._input:
-                os.set_blocking(self._stdin.fileno(), False)
-            else:
-                self._close_stdin()
+        if self._input:
+            os.set_blocking(stdin, False)
+        else:
+            self._pipes.close_one(0)
 
     def wait(self, status: int, deadline: float | None) -> bool:
         """Read and write what is possible until `status` is readable; False when it is too late."""
-        poll = select.poll()
-        poll.register(status, select.POLLIN)
-        for fd in self._open:
-            poll.register(fd, select.POLLIN)
-        stdin = self._stdin.fileno() if self._stdin and not self._stdin.closed and self._input else -1
-        if stdin >= 0:
+        poll = poll_for([status, *self._open])
+        stdin = self._pipes.fds[0] if self._input else None
+        if stdin is not None:
             poll.register(stdin, select.POLLOUT)
         while True:
             left = None if deadline is None else deadline - time.monotonic()
             events = poll.poll(poll_ms(left))
+            ended = False
             for fd, _ in events:
-                if fd in self._open and not self._read(fd, _CHUNK):
+                if fd == status:
+                    ended = True
+                elif not (self._write(fd) if fd == stdin else self._read(fd, _CHUNK)):
                     poll.unregister(fd)
-                elif fd == stdin and not self._write():
-                    poll.unregister(fd)
-                    stdin = -1
-            if any(fd == status for fd, _ in events):
-                return True
-            if left is not None and left <= 0:
-                return False
+            if ended or (left is not None and left <= 0):
+                return ended
 
     def drain(self) -> None:
         """Read what the command left in the pipes: at most their size, as others may write on."""
@@ -100,12 +96,11 @@ class Exchange:
     def _decode(self, data: bytes | None) -> str | None:
         if data is None:
             return None
-        wrapper = io.TextIOWrapper(io.BytesIO(data), self._command.encoding, self._command.errors)
-        return (
-            data.decode(wrapper.encoding, wrapper.errors or "strict")
-            .replace("\r\n", "\n")
-            .replace("\r", "\n")
-        )
+        return data.decode(*self._codec()).replace("\r\n", "\n").replace("\r", "\n")
+
+    def _codec(self) -> tuple[str, str]:
+        wrapper = io.TextIOWrapper(io.BytesIO(), self._command.encoding, self._command.errors)
+        return wrapper.encoding, wrapper.errors or "strict"
 
     def _read(self, fd: int, size: int) -> int:
         data = os.read(fd, size)
@@ -114,23 +109,15 @@ class Exchange:
         self._outputs[fd] += data
         return len(data)
 
-    def _write(self) -> bool:
+    def _write(self, fd: int) -> bool:
         """Write some input; return whether there is more."""
-        assert self._stdin is not None
         assert self._input is not None
         try:
-            self._input = self._input[os.write(self._stdin.fileno(), self._input[:_CHUNK]) :]
+            self._input = self._input[os.write(fd, self._input[:_CHUNK]) :]
         except BlockingIOError:
             return True
         except BrokenPipeError:
             self._input = self._input[:0]
         if not self._input:
-            self._close_stdin()
+            self._pipes.close_one(0)
         return bool(self._input)
-
-    def _close_stdin(self) -> None:
-        assert self._stdin is not None
-        try:
-            self._stdin.close()
-        except BrokenPipeError:
-            pass

@@ -17,14 +17,15 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import time
 
 from muontrap.host.accounts import Identity
-from muontrap.host.link import link_for
+from muontrap.host.link import StaleGuard, link_for
 from muontrap.host.paths import candidates, is_local
 from muontrap.host.process import Process
 from muontrap.host.results import CompletedProcess
-from muontrap.host.situation import Situation
+from muontrap.host.situation import Situation, environment
 from muontrap.host.streams import Streams
 from muontrap.logic.command import PIPE, Command, check_seconds
 from muontrap.logic.steps import can_spawn, in_order
@@ -32,13 +33,16 @@ from muontrap.logic.wire import Launch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable
+    from typing import Any, TypeVar
 
     from typing_extensions import Unpack
 
     from muontrap.host.link import Link
     from muontrap.logic.command import Args, Options
     from muontrap.logic.steps import Step
+
+    T = TypeVar("T")
 
 
 class Launcher:
@@ -54,10 +58,13 @@ class Launcher:
         KeyError: a user or group that does not exist.
     """
 
+    _options: Options
+    _command: Command
+    _identity: Identity
+
     def __init__(self, args: Args, /, **options: Unpack[Options]) -> None:
-        self._options = options
-        self._command = Command(args, **options)
-        self._identity = Identity(self._command)
+        command = Command(args, **options)
+        self.__dict__.update(_options=options, _command=command, _identity=Identity(command))
 
     @property
     def args(self) -> Args:
@@ -81,13 +88,7 @@ class Launcher:
         """
         if timeout is not None:
             timeout = check_seconds("timeout", timeout)
-        process = self._launch(self._command, announce=True)
-        try:
-            process.wait_started(timeout)
-        except BaseException:
-            process.close()
-            raise
-        return process
+        return _with_its_guard(lambda: self._start(timeout))
 
     def run(
         self,
@@ -114,16 +115,19 @@ class Launcher:
         if timeout is not None:
             timeout = check_seconds("timeout", timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
-        with self._launch(self._with_pipes(input, capture_output), announce=False) as process:
-            result = process.run_to_end(input, deadline, timeout)
+        command = self._with_pipes(input, capture_output)
+
+        def run() -> CompletedProcess:
+            with self._launch(command, announce=False) as process:
+                return process.run_to_end(input, deadline, timeout)
+
+        result = _with_its_guard(run)
         if check:
             result.check_returncode()
         return result
 
     def __setattr__(self, name: str, value: object) -> None:
-        if name in self.__dict__:
-            raise AttributeError(f"a Launcher can't be changed: make another for {name}")
-        super().__setattr__(name, value)
+        raise AttributeError(f"a Launcher can't be changed: make another for {name}")
 
     def __repr__(self) -> str:
         shown = [f"{name}={value!r}" for name, value in self._options.items() if not name.startswith("env")]
@@ -144,6 +148,15 @@ class Launcher:
             streams.update(stdout=PIPE, stderr=PIPE)
         return self._command.with_streams(**streams) if streams else self._command
 
+    def _start(self, timeout: float | None) -> Process:
+        process = self._launch(self._command, announce=True)
+        try:
+            process.wait_started(timeout)
+        except BaseException:
+            process.close()
+            raise
+        return process
+
     def _launch(self, command: Command, *, announce: bool) -> Process:
         """Ask the guard for the command; the process has a pid when the guard has announced it."""
         directory = self._open_directory()
@@ -158,7 +171,14 @@ class Launcher:
             launch = self._plan(situation, link, streams, directory)
             launch.announce = int(announce)
             status = link.request(launch, [directory, *streams.sources])
-            return Process(command, link, status, streams.open_files(command))
+            if announce:
+                streams.pipes.open_files(command)
+            else:
+                streams.keep_outputs_open()
+            return Process(command, link, status, streams.pipes)
+        except BaseException:
+            streams.pipes.close()
+            raise
         finally:
             os.close(directory)
             streams.close()
@@ -172,17 +192,20 @@ class Launcher:
 
     def _plan(self, situation: Situation, link: Link, streams: Streams, directory: int) -> Launch:
         command = self._command
-        env = self._environment()
+        inherits, env = self._environment(link)
         program = command.executable or command.argv[0]
         if not program:
             raise self._refused(errno.EACCES)
+        path = env.get(b"PATH", link.environment.get(b"PATH") if inherits else None)
         try:
-            found = candidates(program, env, directory)
+            found = candidates(program, path, directory)
         except OSError as error:
             raise self._refused(error.errno or 0) from None
-        steps = in_order([*self._steps(streams, situation), *self._inherited(situation, link)])
+        steps = in_order([*self._steps(streams), *self._inherited(situation, link)])
         return Launch(
             announce=1,
+            thread=threading.get_native_id(),
+            inherits=int(inherits),
             spawn=int(can_spawn(steps) and all(is_local(path, directory) for path in found)),
             kill_mode=command.kill_mode.encode("ascii"),
             delay_to_sigkill=command.delay_to_sigkill,
@@ -194,22 +217,28 @@ class Launcher:
             targets=streams.targets,
         )
 
-    def _environment(self) -> dict[bytes, bytes]:
+    def _environment(self, link: Link) -> tuple[bool, dict[bytes, bytes]]:
+        """Return what is added to the guard's environment, or whether that is not it, the whole one."""
         command = self._command
-        env: dict[bytes, bytes | None] = dict(command.env if command.env is not None else os.environb)
+        changes: dict[bytes, bytes | None] = {
+            **(self._identity.variables if command.env is None else command.env),
+            **(command.env_update or {}),
+        }
+        inherits = False
         if command.env is None:
-            env.update(self._identity.variables)
-        env.update(command.env_update or {})
-        return {name: value for name, value in env.items() if value is not None and name}
+            base = environment()
+            inherits = base == link.environment and None not in changes.values()
+            if not inherits:
+                changes = {**base, **changes}
+        return inherits, {name: value for name, value in changes.items() if value is not None and name}
 
-    def _steps(self, streams: Streams, situation: Situation) -> list[Step]:
+    def _steps(self, streams: Streams) -> list[Step]:
         """Return what the options ask for."""
         command = self._command
-        umask = situation.umask if command.umask is None else command.umask
-        steps: list[Step] = [("setsid" if command.start_new_session else "setpgid", ()), ("umask", (umask,))]
+        steps: list[Step] = [("setsid" if command.start_new_session else "setpgid", ())]
         if command.foreground:
             steps.append(("foreground", (streams.terminal(),)))
-        for name in ("nice", "oom_score_adj", "pdeathsig"):
+        for name in ("umask", "nice", "oom_score_adj", "pdeathsig"):
             value = getattr(command, name)
             if value is not None:
                 steps.append((name, (value,)))
@@ -230,3 +259,11 @@ class Launcher:
         """Return what `subprocess` raises for a program that can't be executed."""
         program = self._command.executable or self._command.argv[0]
         return OSError(code, os.strerror(code), os.fsdecode(program))
+
+
+def _with_its_guard(act: Callable[[], T]) -> T:
+    """Launch; once more, with a new guard, if this thread's privileges are not those of the guard."""
+    try:
+        return act()
+    except StaleGuard:
+        return act()

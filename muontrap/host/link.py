@@ -20,11 +20,11 @@ import _cffi_backend
 import muontrap
 from muontrap.containment.tagged import TagReader, kill_guardless
 from muontrap.errors import GuardDied, GuardError
-from muontrap.host.situation import Situation
-from muontrap.kernel.process import is_dead, pidfd_open, pidfd_send_signal
+from muontrap.host.situation import Situation, environment
+from muontrap.kernel.process import pidfd_open, pidfd_send_signal
 from muontrap.kernel.sockets import Truncated, receive
 from muontrap.logic.tags import NARROW, WIDE
-from muontrap.logic.wire import Hello, Launch, decode, packets
+from muontrap.logic.wire import MARKER, Hello, Launch, decode, packets
 
 # A guard starts in 20 to 40 ms; on a machine that swaps, this is still not the time to give up.
 HANDSHAKE_BOUND = 20.0
@@ -34,10 +34,13 @@ CLEANUP_BOUND = 5.0
 _EXIT_BOUND = 1.0
 # These say nothing of the interpreter.
 _NO_MORE = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
-_MARKER = "MUONTRAP_GUARD"
 _INTERPRETER = "MUONTRAP_PYTHON"
 # Both folders last, behind the standard library: nothing in them can take the place of its modules.
-_BOOTSTRAP = "import sys; sys.path += sys.argv[3:]; from muontrap.guard.__main__ import run; run()"
+_BOOTSTRAP = "import sys; sys.path += sys.argv[4:]; from muontrap.guard.__main__ import run; run()"
+
+
+class StaleGuard(PermissionError):
+    """The guard was started by a thread with other privileges: a new one is needed."""
 
 
 class Link:
@@ -46,6 +49,7 @@ class Link:
     def __init__(self, situation: Situation, executable: str, *, keep_privileges: bool) -> None:
         self.situation = situation
         self.keep_privileges = keep_privileges
+        self.environment = dict(environment())
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._requests = ours
         self._words, words = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -53,7 +57,7 @@ class Link:
         try:
             # Before the guard can read: from now on the kernel says who sends.
             theirs.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-            _spawn(executable, theirs.fileno(), words, keep_privileges=keep_privileges)
+            self._spawn(executable, theirs.fileno(), words)
             theirs.close()
             os.close(words)
             words = -1
@@ -66,15 +70,15 @@ class Link:
             raise
         form = {WIDE.width: WIDE, NARROW.width: NARROW}.get(self.hello.tag_width)
         self._reader = TagReader(form)
+        self._dead = poll_for(self._pidfds)
 
-    @property
     def is_whole(self) -> bool:
-        """Whether guard and watch are both alive."""
-        return not any(map(is_dead, self._pidfds))
+        """Tell whether guard and watch are both alive; not for two threads at once."""
+        return not self._dead.poll(0)
 
     def survives(self) -> bool:
         """Tell whether the guard closed a status socket without dying: an exit closes them first."""
-        return self.is_whole and not wait_readable(self._pidfds, _EXIT_BOUND)
+        return not wait_readable(self._pidfds, _EXIT_BOUND)
 
     @property
     def is_closed(self) -> bool:
@@ -83,7 +87,7 @@ class Link:
 
     def serves(self, situation: Situation) -> bool:
         """Tell whether this guard may launch for a host in that situation."""
-        return self.is_whole and (self.keep_privileges or situation.may_use_guard_of(self.situation))
+        return self.is_whole() and (self.keep_privileges or situation.place == self.situation.place)
 
     def request(self, launch: Launch, fds: list[int]) -> socket.socket:
         """Hand over a request, with descriptors of the directory and the launch's targets.
@@ -111,6 +115,13 @@ class Link:
             channel.sendmsg([data], [rights] if some else [])
             channel = status
 
+    def stale(self) -> StaleGuard:
+        """Let no further launch have this guard; return what says so."""
+        with _links.lock:
+            if _links.current is self:
+                _links.current = None
+        return StaleGuard(errno.EPERM, "the host's privileges are not those that its guard was started with")
+
     def kill_guard(self) -> None:
         """End a guard that does not answer; the watch kills what it had."""
         pidfd_send_signal(self._pidfds[1], signal.SIGKILL)
@@ -137,6 +148,29 @@ class Link:
     def __del__(self) -> None:
         if getattr(self, "_words", -1) >= 0:
             self.close()
+
+    def _spawn(self, executable: str, requests: int, words: int) -> None:
+        """Execute the guard's program, which leaves no child behind."""
+        mode = "keep" if self.keep_privileges else "check"
+        folders = [
+            os.path.dirname(os.path.abspath(path)) for path in (muontrap.__path__[0], _cffi_backend.__file__)
+        ]
+        numbers = [str(os.getpid()), str(threading.get_native_id())]
+        argv = [executable, "-I", "-S", "-c", _BOOTSTRAP, *numbers, mode, *folders]
+        opened: list[int] = []
+        try:
+            opened.append(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+            opened.append(pidfd_open(os.getpid()))
+            null, host = opened
+            moved = []
+            for fd in (null, null, words, requests, host):
+                # Above all targets, so that none is overwritten before it is copied.
+                moved.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10))
+                opened.append(moved[-1])
+            _execute(executable, argv, {**self.environment, MARKER: b"1"}, moved)
+        finally:
+            for fd in opened:
+                os.close(fd)
 
     def _shake_hands(self, executable: str) -> Hello:
         if not wait_readable([self._requests.fileno()], HANDSHAKE_BOUND):
@@ -224,10 +258,15 @@ os.register_at_fork(after_in_child=_forget_in_child)
 
 def wait_readable(fds: list[int], timeout: float | None) -> list[int]:
     """Return those that are readable, after at most `timeout` s (None: no limit), or 11 days."""
+    return [fd for fd, _ in poll_for(fds).poll(poll_ms(timeout))]
+
+
+def poll_for(fds: list[int]) -> select.poll:
+    """Return a poll object that waits for one of these to be readable."""
     poll = select.poll()
     for fd in fds:
         poll.register(fd, select.POLLIN)
-    return [fd for fd, _ in poll.poll(poll_ms(timeout))]
+    return poll
 
 
 def poll_ms(timeout: float | None) -> float | None:
@@ -237,7 +276,7 @@ def poll_ms(timeout: float | None) -> float | None:
 
 def interpreter() -> str:
     """Return the Python to run the guard with, or raise `GuardError`."""
-    if os.environ.get(_MARKER):
+    if MARKER in environment():
         raise GuardError(
             f"{sys.executable!r} was started to be muontrap's guard, but is a program of its own: "
             f"set {_INTERPRETER} to a Python interpreter"
@@ -253,36 +292,12 @@ def interpreter() -> str:
     return sys.executable
 
 
-def _spawn(executable: str, requests: int, words: int, *, keep_privileges: bool) -> None:
-    """Execute the guard's program, which leaves no child behind."""
-    mode = "keep" if keep_privileges else "check"
-    folders = [
-        os.path.dirname(os.path.abspath(path)) for path in (muontrap.__path__[0], _cffi_backend.__file__)
-    ]
-    opened: list[int] = []
-    try:
-        opened.append(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
-        opened.append(pidfd_open(os.getpid()))
-        null, host = opened
-        moved = []
-        for fd in (null, null, words, requests, host):
-            # Above all targets, so that none is overwritten before it is copied.
-            moved.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10))
-            opened.append(moved[-1])
-        _execute(
-            executable, [executable, "-I", "-S", "-c", _BOOTSTRAP, str(os.getpid()), mode, *folders], moved
-        )
-    finally:
-        for fd in opened:
-            os.close(fd)
-
-
-def _execute(executable: str, argv: list[str], descriptors: list[int]) -> None:
+def _execute(executable: str, argv: list[str], variables: dict[bytes, bytes], descriptors: list[int]) -> None:
     try:
         pid = os.posix_spawn(
             executable,
             argv,
-            {**os.environ, _MARKER: "1"},
+            variables,
             file_actions=[(os.POSIX_SPAWN_DUP2, source, target) for target, source in enumerate(descriptors)],
             setsigmask=signal.valid_signals(),
             setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},

@@ -8,10 +8,6 @@ import os
 from muontrap.kernel.process import filesystem_type
 from muontrap.logic.executable import HEAD_SIZE, interpreter_of
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
 # File systems that answer from this machine alone (statfs(2), <linux/magic.h>): an `execve` on any
 # other (NFS, FUSE, autofs ...) can hang, and with `posix_spawn` the guard would hang with it.
 _LOCAL = frozenset({
@@ -41,12 +37,12 @@ _verdicts: dict[tuple[int, int, int, int], bool] = {}
 _MOST_VERDICTS = 1000
 
 
-def candidates(program: bytes, env: Mapping[bytes, bytes], directory: int) -> list[bytes]:
+def candidates(program: bytes, path: bytes | None, directory: int) -> list[bytes]:
     """Return the files that `execvp` would try, without those that are not there.
 
     Args:
         program: its name; searched for in PATH if there is no slash in it.
-        env: the command's environment, whose PATH counts, as with `subprocess`.
+        path: PATH of the command's environment, which counts, as with `subprocess`.
         directory: descriptor of the command's working directory, which relative paths start from.
 
     Raises:
@@ -55,7 +51,7 @@ def candidates(program: bytes, env: Mapping[bytes, bytes], directory: int) -> li
     if b"/" in program:
         paths = [program]
     else:
-        folders = env.get(b"PATH", os.fsencode(os.defpath)).split(b":")
+        folders = (os.fsencode(os.defpath) if path is None else path).split(b":")
         paths = [os.path.join(folder, program) for folder in folders]
     found = []
     missing = errno.ENOENT

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from typing import IO, Any, NoReturn
 
     from muontrap.host.link import Link
+    from muontrap.host.streams import Pipes
     from muontrap.logic.command import Args, Command
 
 # After the grace, and what the guard waits for things that do not die: run() has promised 0.5 s.
@@ -64,14 +65,15 @@ class Process:
         command: Command,
         link: Link,
         status: socket.socket,
-        files: tuple[IO[Any] | None, IO[Any] | None, IO[Any] | None],
+        pipes: Pipes,
     ) -> None:
         self.args = command.args
         self.pid = self.pidfd = -1
-        self.stdin, self.stdout, self.stderr = files
+        self.stdin, self.stdout, self.stderr = pipes.files
         self._delay = command.delay_to_sigkill
         self._link = link
         self._status = status
+        self._pipes = pipes
         self._lock = threading.Lock()
         self._result: CompletedProcess | None = None
         self._died: GuardDied | None = None
@@ -82,7 +84,7 @@ class Process:
         self._stuck_at: float | None = time.monotonic() + _STUCK_AFTER
         self._program = os.fsdecode(command.executable or command.argv[0])
         self._directory = os.fsdecode(command.cwd or b".")
-        self._exchange = Exchange(command, files)
+        self._exchange = Exchange(command, pipes)
         _processes.add(self)
 
     @property
@@ -343,6 +345,8 @@ class Process:
             self._died = self._link.lost(f"command {self.args!r}")
         elif isinstance(record, Started):
             self.pid, self.pidfd = record.pid, fds[0]
+        elif isinstance(record, Failed) and record.step == b"credentials":
+            self._failure = self._link.stale()
         elif isinstance(record, Failed):
             self._fail(record.errno, record.step.decode("ascii", "replace"))
         elif isinstance(record, Ended) and self._lost_pidfd:
@@ -370,12 +374,7 @@ class Process:
             raise ValueError(f"command {self.pid} was launched by the process that this one was forked from")
 
     def _close_files(self) -> None:
-        for file in (self.stdin, self.stdout, self.stderr):
-            if file:
-                try:
-                    file.close()
-                except BrokenPipeError:
-                    pass  # input that the command did not read
+        self._pipes.close()
         self._status.close()
         if self.pidfd >= 0:
             os.close(self.pidfd)

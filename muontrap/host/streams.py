@@ -15,14 +15,50 @@ if TYPE_CHECKING:
     from muontrap.logic.command import Command
 
 
+class Pipes:
+    """The host's ends: descriptors, and file objects for a user who asked for a `Process`."""
+
+    def __init__(self) -> None:
+        self.kept: list[int] = []  # the command's ends of outputs
+        self.fds: list[int | None] = [None, None, None]
+        self.files: list[IO[Any] | None] = [None, None, None]
+
+    def open_files(self, command: Command) -> None:
+        """Make file objects, in text or binary as the command says."""
+        for target, fd in enumerate(self.fds):
+            if fd is not None:
+                self.files[target] = _open(fd, "wb" if target == 0 else "rb", command)
+
+    def close(self) -> None:
+        """Close them all; input that the command did not read is lost."""
+        for fd in self.kept:
+            os.close(fd)
+        self.kept = []
+        for target in range(3):
+            self.close_one(target)
+
+    def close_one(self, target: int) -> None:
+        """Close one, if it is there and open."""
+        fd, self.fds[target] = self.fds[target], None
+        file = self.files[target]
+        if file:
+            try:
+                file.close()
+            except BrokenPipeError:
+                pass
+        elif fd is not None:
+            os.close(fd)
+
+
 class Streams:
-    """Descriptors for one launch: `targets` and `sources` for the guard, host's ends of `pipes`."""
+    """Descriptors for one launch: `targets` and `sources` for the guard, the host's ends in `pipes`."""
 
     def __init__(self, command: Command) -> None:
         self.targets: list[int] = []
         self.sources: list[int] = []
-        self.pipes: list[int | None] = [None, None, None]
+        self.pipes = Pipes()
         self._temporary: list[int] = []
+        self._outputs: list[int] = []
         try:
             for target, value in enumerate((command.stdin, command.stdout, command.stderr)):
                 self._add(target, value)
@@ -32,13 +68,20 @@ class Streams:
                     self._place(fd, fd)
         except BaseException:
             self.close()
+            self.pipes.close()
             raise
 
     def close(self) -> None:
-        """Close what only the command needs, and host's ends for which there was no command."""
-        for fd in [*self._temporary, *self.pipes]:
-            if fd is not None:
-                os.close(fd)
+        """Close what only the command needs."""
+        for fd in self._temporary + self._outputs:
+            os.close(fd)
+
+    def keep_outputs_open(self) -> None:
+        """Let `pipes` not come to an end before they are closed.
+
+        For who waits for the guard's word alone: the command's exit would wake it up twice.
+        """
+        self.pipes.kept, self._outputs = self._outputs, []
 
     def terminal(self) -> int:
         """Return the first of the command's standard streams that is a terminal."""
@@ -47,15 +90,6 @@ class Streams:
                 return target
         raise OSError(errno.ENOTTY, "foreground=True, but no standard stream is a terminal")
 
-    def open_files(self, command: Command) -> tuple[IO[Any] | None, IO[Any] | None, IO[Any] | None]:
-        """Return the host's ends as file objects, in text or binary as the command says."""
-        stdin, stdout, stderr = (
-            None if fd is None else _open(fd, "wb" if target == 0 else "rb", command)
-            for target, fd in enumerate(self.pipes)
-        )
-        self.pipes = [None, None, None]
-        return stdin, stdout, stderr
-
     def _add(self, target: int, value: Any) -> None:
         if value is None:
             if _is_inherited(target):
@@ -63,8 +97,8 @@ class Streams:
         elif value == PIPE:
             reading, writing = os.pipe2(os.O_CLOEXEC)
             mine, its = (writing, reading) if target == 0 else (reading, writing)
-            self.pipes[target] = mine
-            self._temporary.append(its)
+            self.pipes.fds[target] = mine
+            (self._temporary if target == 0 else self._outputs).append(its)
             self._place(target, its)
         elif value == STDOUT:
             if 1 in self.targets:

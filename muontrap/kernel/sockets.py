@@ -12,11 +12,14 @@ import struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
+    from typing import Any
 
     Ancillary = tuple[int, int, bytes]
 
-_ANCILLARY = _socket.CMSG_SPACE(253 * 4) + _socket.CMSG_SPACE(12)
+# SCM_MAX_FD descriptors and the sender's credentials; or one descriptor.
+_MOST_ANCILLARY = _socket.CMSG_SPACE(253 * 4) + _socket.CMSG_SPACE(12)
+_ANCILLARY = _socket.CMSG_SPACE(2 * 4)
 # CPython's `socket` has no name for it; <bits/socket.h>, the same on every architecture.
 _MSG_CMSG_CLOEXEC = 0x40000000
 
@@ -36,29 +39,28 @@ class Packet:
         self.credentials: tuple[int, int, int] | None = credentials
 
 
-# Of a size from which malloc(3) maps and unmaps memory each time, which costs more than the packet.
 LONGEST = 128 * 1024
+# Of a size from which malloc(3) maps and unmaps memory each time, which costs more than the packet.
 _longest = bytearray(LONGEST)
 
 
 def receive_longest(sock: _socket.socket) -> Packet:
     """Take a packet of up to `LONGEST` bytes, as `receive` does; not for two threads at once."""
-    return _receive(sock, _longest)
+    size, ancillary, flags, _ = _attempt(sock.recvmsg_into, [_longest], _MOST_ANCILLARY)
+    return _packet(bytes(memoryview(_longest)[: size or 0]), ancillary, flags)
 
 
 def receive(sock: _socket.socket) -> Packet:
-    """Take one packet of up to 16 KiB; no data mean end of file.
+    """Take one packet of up to 16 KiB, with two descriptors at most; no data mean end of file.
 
     Raises `BlockingIOError` when there is none, `Truncated` when descriptors are missing; then
     all that came are closed.
     """
-    return _receive(sock, bytearray(1 << 14))
+    data, ancillary, flags, _ = _attempt(sock.recvmsg, 1 << 14, _ANCILLARY)
+    return _packet(data, ancillary, flags)
 
 
-def _receive(sock: _socket.socket, buffer: bytearray) -> Packet:
-    size, ancillary, flags = _recvmsg(sock, buffer)
-    if not size:
-        size, ancillary, flags = _recvmsg(sock, buffer)
+def _packet(data: bytes, ancillary: list[Ancillary], flags: int) -> Packet:
     fds: list[int] = []
     credentials = None
     for level, kind, content in ancillary:
@@ -69,23 +71,27 @@ def _receive(sock: _socket.socket, buffer: bytearray) -> Packet:
     if flags & _socket.MSG_CTRUNC:
         close(fds)
         raise Truncated
-    return Packet(bytes(memoryview(buffer)[:size]), fds, credentials)
+    return Packet(data, fds, credentials)
 
 
-def _recvmsg(sock: _socket.socket, buffer: bytearray) -> tuple[int, list[Ancillary], int]:
-    """Receive once; 0 bytes may be the end, or come before a packet that is still there.
+def _attempt(receive: Callable[..., Any], buffer: object, ancillary: int) -> Any:
+    """Receive; nothing, or ECONNRESET, may be the end, or come before a packet that is still there.
 
     The kernel looks at the queue, then at the shutdown: the other end may have sent and closed in
     between (seen 21 times in 150,000).  And ECONNRESET, once, is for what the other end had left
     unread, before what it had sent (unix_release_sock, __skb_try_recv_datagram in the kernel's source).
     """
+    flags = _socket.MSG_DONTWAIT | _MSG_CMSG_CLOEXEC
     try:
-        size, ancillary, flags, _ = sock.recvmsg_into(
-            [buffer], _ANCILLARY, _socket.MSG_DONTWAIT | _MSG_CMSG_CLOEXEC
-        )
+        answer = receive(buffer, ancillary, flags)
+        if answer[0]:
+            return answer
     except ConnectionResetError:
-        return 0, [], 0
-    return size, ancillary, flags
+        pass
+    try:
+        return receive(buffer, ancillary, flags)
+    except ConnectionResetError:
+        return b"", [], 0, None
 
 
 def close(fds: Iterable[int]) -> None:

@@ -71,16 +71,15 @@ class Command:
     """A checked, immutable description; attributes are the options by name, besides `args`, `argv`."""
 
     def __init__(self, args: Args, /, **options: Unpack[Options]) -> None:
-        given: dict[str, Any] = dict(options)
-        for name, message in _REFUSED.items():
-            if given.pop(name, None):
-                raise TypeError(message)
-        unknown = sorted(given.keys() - _CHECKERS.keys())
-        if unknown:
-            raise TypeError(f"unknown option {unknown[0]!r}; there are {', '.join(_CHECKERS)}")
-        values = {name: default for name, (default, _) in _CHECKERS.items()}
-        values.update((name, _CHECKERS[name][1](name, value)) for name, value in given.items())
-        values.update(args=args, argv=_argv(args))
+        values = {**_DEFAULTS, "args": args, "argv": _argv(args)}
+        for name, value in options.items():
+            if name not in _CHECKERS:
+                if name in _REFUSED and not value:
+                    continue
+                raise TypeError(
+                    _REFUSED.get(name) or f"unknown option {name!r}; there are {', '.join(_CHECKERS)}"
+                )
+            values[name] = _CHECKERS[name][1](name, value)
         _check_together(values)
         self.__dict__.update(values)
 
@@ -281,3 +280,4 @@ _CHECKERS: dict[str, tuple[Any, Checker]] = {
     "no_new_privs": (False, _boolean),
     "pdeathsig": (None, _optional(_SIGNAL)),
 }
+_DEFAULTS = {name: default for name, (default, _) in _CHECKERS.items()}

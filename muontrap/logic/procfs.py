@@ -36,6 +36,11 @@ def parse_last_pid(text: bytes) -> int:
     return int(text.rpartition(b" ")[2])
 
 
+def parse_umask(text: bytes) -> int:
+    """Return the umask in /proc/PID/status, Linux 4.7."""
+    return int(text[text.find(b"\nUmask:") + 7 :].partition(b"\n")[0], 8)
+
+
 def privileges(text: bytes) -> tuple[bytes, ...]:
     """Return the parts of /proc/PID/status that say what a process may do, as they stand there.
 

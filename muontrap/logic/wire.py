@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from muontrap.logic.steps import Step
 
+# In the guard's environment alone: a program that took itself for the guard's interpreter finds it.
+MARKER = b"MUONTRAP_GUARD"
 # A packet over about 200 KB is EMSGSIZE (net.core.wmem_default); SCM_MAX_FD is 253.
 PACKET_BYTES = 128 * 1024
 PACKET_FDS = 250
@@ -52,16 +54,16 @@ class Record:
         """Return the record's bytes."""
         number = _KINDS.index(type(self))
         scalars: list[object] = [number]
-        bodies = []
+        bodies = [b""]
         for name, kind in self.FIELDS:
             value = getattr(self, name)
             if kind in _SCALARS:
                 scalars.append(value)
             else:
-                body = _ENCODERS[kind](value)
-                scalars.append(len(body))
-                bodies.append(body)
-        return _HEADS[number].pack(*scalars) + b"".join(bodies)
+                bodies.append(_ENCODERS[kind](value))
+                scalars.append(len(bodies[-1]))
+        bodies[0] = _HEADS[number].pack(*scalars)
+        return b"".join(bodies)
 
 
 class Hello(Record):
@@ -89,15 +91,19 @@ class Launch(Record):
         "candidates",
         "delay_to_sigkill",
         "env",
+        "inherits",
         "kill_mode",
         "spawn",
         "steps",
         "stop_signal",
         "targets",
+        "thread",
     )
     FIELDS: ClassVar[tuple[tuple[str, str], ...]] = (
         ("spawn", "int"),
         ("announce", "int"),
+        ("thread", "int"),
+        ("inherits", "int"),
         ("kill_mode", "bytes"),
         ("delay_to_sigkill", "float"),
         ("stop_signal", "int"),
@@ -109,6 +115,8 @@ class Launch(Record):
     )
     spawn: int
     announce: int  # whether the host wants to hear `Started`
+    thread: int  # of the host, that asks: privileges and umask are a thread's own
+    inherits: int  # whether `env` is what is added to the environment that the guard was started with
     kill_mode: bytes
     delay_to_sigkill: float
     stop_signal: int
@@ -219,21 +227,21 @@ def decode(data: bytes) -> Record:
     kind, head = _KINDS[data[0]], _HEADS[data[0]]
     if len(data) < head.size:
         raise ProtocolError(f"{len(data)} bytes are no {kind.__name__}")
-    values: dict[str, object] = {}
+    record = object.__new__(kind)
     at = head.size
     for (name, field), scalar in zip(kind.FIELDS, head.unpack_from(data)[1:], strict=True):
         if field in _SCALARS:
-            values[name] = scalar
+            setattr(record, name, scalar)
         else:
             body = data[at : at + scalar]
             at += scalar
             try:
-                values[name] = _DECODERS[field](body)
+                setattr(record, name, _DECODERS[field](body))
             except (struct.error, ValueError) as error:
                 raise ProtocolError(f"{name} of a {kind.__name__} is malformed: {error}") from error
     if at != len(data):
         raise ProtocolError(f"a {kind.__name__} of {at} bytes came in {len(data)}")
-    return kind(**values)
+    return record
 
 
 def packets(payload: bytes, fd_count: int) -> list[tuple[bytes, int, int]]:

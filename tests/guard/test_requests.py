@@ -15,7 +15,8 @@ from muontrap.logic.wire import Failed, Launch, decode, packets
 
 def launch(**changes: object) -> bytes:
     values = {
-        "spawn": 1, "announce": 1, "kill_mode": b"mixed", "delay_to_sigkill": 0.0, "stop_signal": 15,
+        "spawn": 1, "announce": 1, "thread": 1, "inherits": 0, "kill_mode": b"mixed",
+        "delay_to_sigkill": 0.0, "stop_signal": 15,
         "candidates": [b"/bin/true"], "argv": [b"true"], "env": {}, "steps": [("umask", (18,))],
         "targets": [],
     }  # fmt: skip
@@ -29,7 +30,6 @@ def launch(**changes: object) -> bytes:
         struct.pack("<II", 5, 1) + b"hello",
         struct.pack("<II", 0, 1),
         launch(kill_mode=b"none"),
-        launch(steps=[]),
         launch(steps=[("umask", (18,)), ("fly", ())]),
         launch(targets=[1]),
     ],
@@ -49,4 +49,4 @@ def test_a_malformed_request_is_refused(data: bytes) -> None:
         answer = decode(ours.recv(4096))
     assert isinstance(answer, Failed)
     assert (answer.errno, answer.step) == (errno.EPROTO, b"request")
-    assert guard.is_whole
+    assert guard.is_whole()

@@ -209,7 +209,7 @@ def test_what_is_not_asked_for_is_not_refused(options: dict[str, Any]) -> None:
 
 def test_the_first_unknown_option_is_named_with_those_there_are() -> None:
     with pytest.raises(TypeError, match=r"'bogus'.*delay_to_sigkill.*pdeathsig"):
-        Command(["true"], zzz=1, bogus=2)  # type: ignore[call-arg]
+        Command(["true"], bogus=2, zzz=1)  # type: ignore[call-arg]
 
 
 def test_foreground_without_a_new_session() -> None:

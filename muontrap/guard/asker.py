@@ -1,0 +1,37 @@
+"""The thread of the host that asks: what it may do, as the kernel says."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from muontrap.containment.processes import GONE, read
+from muontrap.guard.spawn import StepFailed
+from muontrap.logic.procfs import parse_umask, privileges
+
+
+class Asker:
+    """Reads /proc/HOST/task/TID/status: privileges and umask are a thread's own in Linux."""
+
+    def __init__(self, host: int, thread: int, *, check_privileges: bool) -> None:
+        self._host = host
+        self._leader = os.open(f"/proc/{host}/status", os.O_RDONLY | os.O_CLOEXEC)
+        self._privileges = privileges(self._status(thread)) if check_privileges else None
+
+    def umask(self, thread: int) -> int:
+        """Return the umask of a thread; refuse one with other privileges than this guard was started with.
+
+        The host then starts another guard.
+        """
+        try:
+            status = self._status(thread)
+        except (*GONE, PermissionError) as error:
+            raise StepFailed(error.errno or 0, "credentials") from error
+        if self._privileges is not None and privileges(status) != self._privileges:
+            raise StepFailed(errno.EPERM, "credentials")
+        return parse_umask(status)
+
+    def _status(self, thread: int) -> bytes:
+        if thread == self._host:
+            return os.pread(self._leader, 1 << 14, 0)
+        return read(f"/proc/{self._host}/task/{thread}/status")
