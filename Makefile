@@ -1,13 +1,17 @@
 # Each target works on a fresh clone: the virtual environment is made on the way.
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: demo test lint bench
+.PHONY: demo test test-v2 lint bench
 
 demo: .venv/installed
 	@$(BIN)/python demo/demo.py
 
 test: .venv/installed
 	$(BIN)/python -m pytest $(ARGS)
+
+# Each kind of cgroups, in machines of user-mode-linux; ARGS chooses some (v2 v2-user v1 ... none-user).
+test-v2: .venv/installed
+	$(BIN)/python tests/machines/run_all.py $(ARGS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .
