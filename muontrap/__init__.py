@@ -4,7 +4,8 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from muontrap.errors import GuardDied, GuardError, MuontrapError
+    from muontrap.errors import ContainmentError, GuardDied, GuardError, MuontrapError
+    from muontrap.host.cgroups import Cgroup
     from muontrap.host.launcher import Launcher
     from muontrap.host.link import start_guard
     from muontrap.host.process import Process
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
         Usage,
     )
     from muontrap.host.run import run
+    from muontrap.logic.accounting import CgroupStatistics
     from muontrap.logic.command import DEVNULL, PIPE, STDOUT
+    from muontrap.logic.limits import Limits
 
 __version__ = "0.1.0"
 __all__ = (
@@ -24,10 +27,14 @@ __all__ = (
     "PIPE",
     "STDOUT",
     "CalledProcessError",
+    "Cgroup",
+    "CgroupStatistics",
     "CompletedProcess",
+    "ContainmentError",
     "GuardDied",
     "GuardError",
     "Launcher",
+    "Limits",
     "MuontrapError",
     "Process",
     "SignalSent",
@@ -43,10 +50,14 @@ _HOMES = {
     "PIPE": "logic.command",
     "STDOUT": "logic.command",
     "CalledProcessError": "host.results",
+    "Cgroup": "host.cgroups",
+    "CgroupStatistics": "logic.accounting",
     "CompletedProcess": "host.results",
+    "ContainmentError": "errors",
     "GuardDied": "errors",
     "GuardError": "errors",
     "Launcher": "host.launcher",
+    "Limits": "logic.limits",
     "MuontrapError": "errors",
     "Process": "host.process",
     "SignalSent": "host.results",

@@ -15,6 +15,13 @@ class ProtocolError(MuontrapError):
     """Bytes between host and guard were not a record: a bug, or somebody else wrote them."""
 
 
+class ContainmentError(MuontrapError):
+    """Raised before anything is started: a layer or a limit that was asked for can't be had here.
+
+    The message says what is missing, where, and the command that would change it.
+    """
+
+
 class GuardError(MuontrapError):
     """Raised when the guard could not be started; the message has what it said, and what to do."""
 

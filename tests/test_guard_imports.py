@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 OWN = {
     "muontrap",
     "muontrap.containment",
+    "muontrap.containment.groups",
     "muontrap.containment.processes",
     "muontrap.containment.tagged",
     "muontrap.errors",
@@ -26,6 +27,7 @@ OWN = {
     "muontrap.guard.commands",
     "muontrap.guard.family",
     "muontrap.guard.loop",
+    "muontrap.guard.placement",
     "muontrap.guard.priority",
     "muontrap.guard.spawn",
     "muontrap.guard.transport",

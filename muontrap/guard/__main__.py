@@ -19,6 +19,7 @@ from muontrap.containment.tagged import TagReader, usable_format
 from muontrap.guard import transport
 from muontrap.guard.asker import Asker
 from muontrap.guard.loop import Guard
+from muontrap.guard.placement import Placer
 from muontrap.guard.watch import Watch
 from muontrap.kernel import process
 from muontrap.logic.wire import MARKER, Hello
@@ -65,13 +66,16 @@ def main(host_pid: int, thread: int, check_privileges: bool) -> None:
     reader = TagReader(usable_format())
     guard_id = choose_id(reader)
     shared = Shared()
+    # Read when the guard has died; when it is full, the next guard removes what the watch does not.
+    places, tell = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     watch_pid = os.getpid()
     guard_pid = os.fork()
     if guard_pid:
         os.close(_REQUESTS)  # held here too, it would hide the guard's death from the host
+        os.close(tell)
         os.setsid()
         process.set_name(b"muontrap-watch")
-        Watch(guard_pid, _HOST, shared.get, guard_id, reader).run()
+        Watch(guard_pid, _HOST, shared.get, guard_id, reader, places).run()
         return
     process.set_child_subreaper()
     os.setpgid(0, 0)
@@ -89,6 +93,7 @@ def main(host_pid: int, thread: int, check_privileges: bool) -> None:
         note_grace=shared.note,
         asker=Asker(host_pid, thread, check_privileges=check_privileges),
         environment=variables,
+        placer=Placer(lambda directory: note(tell, directory)),
     )
     gc.collect()
     gc.freeze()  # a fork then copies fewer pages
@@ -104,6 +109,14 @@ def environment() -> dict[bytes, bytes]:
     """Return what the host's was, less the marker: CPython may have put LC_CTYPE into `os.environ`."""
     pairs = [text.partition(b"=") for text in read("/proc/self/environ").split(b"\0") if b"=" in text]
     return {name: value for name, _, value in pairs if name not in (b"", MARKER)}
+
+
+def note(pipe: int, directory: bytes) -> None:
+    """Tell the watch where the guard makes cgroups."""
+    try:
+        os.write(pipe, directory + b"\0")
+    except BlockingIOError:
+        pass
 
 
 def choose_id(reader: TagReader) -> int:

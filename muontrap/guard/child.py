@@ -30,18 +30,21 @@ if TYPE_CHECKING:
 _EXECUTE_MS = 3
 
 
-def fork(launch: Launch, directory: int, sources: Sequence[int], limits: Limits) -> tuple[int, int]:
+def fork(
+    launch: Launch, directory: int, sources: Sequence[int], limits: Limits, entrances: Sequence[int]
+) -> tuple[int, int]:
     """Fork the command's first process; return (pid, pipe).
 
     The pipe, not blocking, gives a `Failed` record, or end of file when `execve` is done.  The tag is
-    the caller's to put on; `limits` are those of descriptors, which the guard has raised for itself.
+    the caller's to put on; `limits` are those of descriptors, which the guard has raised for itself;
+    `entrances` are those of the command's cgroup.
     Raises `StepFailed` when there is no process to be had.
     """
     try:
         reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise StepFailed(error.errno or 0, "descriptors") from error
-    plan = _plan(launch, directory, sources, limits)
+    plan = _plan(launch, directory, sources, limits, entrances)
     highest = max(launch.targets, default=2)
     try:
         pid = os.fork()
@@ -59,9 +62,12 @@ def fork(launch: Launch, directory: int, sources: Sequence[int], limits: Limits)
     return pid, reading
 
 
-def _plan(launch: Launch, directory: int, sources: Sequence[int], limits: Limits) -> list[Action]:
+def _plan(
+    launch: Launch, directory: int, sources: Sequence[int], limits: Limits, entrances: Sequence[int]
+) -> list[Action]:
     """Return what the child does, in order: all that can be is worked out before there is a child."""
     special: dict[str, Callable[..., object]] = {
+        "join": lambda: [os.write(fd, b"0") for fd in entrances],
         "chdir": lambda: os.fchdir(directory),
         "descriptors": lambda: _place(places),
         "pdeathsig": lambda signum: _arm(signum, guard),

@@ -18,10 +18,17 @@ if TYPE_CHECKING:
     import _socket
 
     from muontrap.guard.family import Family
+    from muontrap.guard.placement import Placed
     from muontrap.logic.wire import Launch
 
 # Deaths wake the guard by SIGCHLD; who is not its child is looked for again after 1 ms, 2 ms, ...
 _FIRST_PAUSE, _LONGEST_PAUSE, _OVERDUE_PAUSE = 0.001, 0.02, 0.25
+
+# The kernel may refuse to remove a cgroup for a moment after it is empty.
+_REMOVAL_BOUND = 0.3
+# From an event "out of memory" of v1 to the kill that it announces.
+_OOM_BOUND = 0.5
+_OOM_PAUSE = 0.002
 
 # A record has to fit what the host reads at once.
 _MOST_PIDS = 500
@@ -37,6 +44,7 @@ class Command:
         status: _socket.socket,
         main: Held,
         family: Family,
+        placed: Placed | None,
         *,
         began: float,
     ) -> None:
@@ -48,6 +56,10 @@ class Command:
         self.status_fd: int = status.fileno()
         self._status: _socket.socket | None = status
         self._family = family
+        self.placed: Placed | None = placed
+        self._ended: Ended | None = None
+        self._removed_by = 0.0
+        self._oom_until = 0.0
         self._announce = launch.announce
         self._stop_signal = launch.stop_signal
         self.leaves_rest: bool = launch.kill_mode == b"process"
@@ -68,7 +80,7 @@ class Command:
     @property
     def is_gone(self) -> bool:
         """Whether nothing is left, and the guard can forget it."""
-        return self._escalation.state == "gone"
+        return self._escalation.state == "gone" and self._ended is None
 
     @property
     def is_hunted(self) -> bool:
@@ -88,10 +100,17 @@ class Command:
         times = [self._look_at] if self.is_hunted else []
         if self._escalation.deadline is not None:
             times.append(self._escalation.deadline)
+        if self._ended or self._oom_until:
+            times.append(self._look_at)
         return min(times, default=None)
 
     def tick(self, now: float, *, children_changed: bool) -> None:
         """Go on with what has become due, or with what a death may have finished."""
+        if self._ended:
+            self._finish(now)
+            return
+        if self._oom_until:
+            self.look_for_oom_kill(now)
         late = self._escalation.deadline is not None and now >= self._escalation.deadline
         if self.is_hunted and (children_changed or late or now >= self._look_at):
             self._look(now)
@@ -108,6 +127,22 @@ class Command:
         if not self._exited and not self._reason and not is_dead(self.main.fd):
             self._reason = reason
         self._perform(self._escalation.stop(now, delay), now)
+
+    def out_of_memory(self, now: float) -> None:
+        """An OOM kill in the command's group is near (v1); it has to take the whole command."""
+        self._oom_until = now + _OOM_BOUND
+        self.look_for_oom_kill(now)
+
+    def look_for_oom_kill(self, now: float) -> None:
+        """End the command if there was one."""
+        if self.placed and self.placed.oom_kills and self.placed.oom_kills.has_grown():
+            self._oom_until = 0.0
+            self._reason = self._reason or b"out-of-memory"
+            self.stop(now, self._reason, 0.0)
+        elif now >= self._oom_until:
+            self._oom_until = 0.0
+        else:
+            self._look_at = now + _OOM_PAUSE
 
     def hear(self, data: bytes, now: float) -> None:
         """Take a record from the host; no bytes mean that it has let go of the command."""
@@ -181,6 +216,8 @@ class Command:
         """Send the stop signal, then SIGCONT: one that is stopped can handle it only then."""
         self._note(self._stop_signal, len(found))
         send(found, self._stop_signal, signals.SIGCONT)
+        if self.placed:
+            self.placed.group.release()
 
     def _look(self, now: float) -> None:
         """Look for what is left; kill it when its time has come; see whether there is nothing.
@@ -194,9 +231,13 @@ class Command:
         dead: set[int] = set()
         for _ in range(2):  # no more: what goes on forking needs the reaping in between
             known_dead = dead
+            if self.placed and self._escalation.state != "stopping":
+                self.placed.group.strike()
             with self._family.left_of(self.number, self._strike) as found:
                 alive = self._strike(found)
                 dead = {held.pid for held in found} - self._not_permitted - alive
+            if self.placed and self._escalation.state != "stopping":
+                self.placed.group.release()
             if alive | dead != self._seen or not all(map(_is_stuck, alive)):
                 self._escalation.progress(now)
             self._alive, self._seen = alive, alive | dead
@@ -241,8 +282,23 @@ class Command:
             sent=[float(number) for sent in self._sent for number in sent],
             not_permitted=sorted(self._not_permitted)[:_MOST_PIDS],
             unkillable=sorted(left - self._not_permitted)[:_MOST_PIDS],
+            cgroup=self.placed.readings().encode() if self.placed else b"",
         )
-        self.tell(ended)
+        if self.placed and self._escalation.state == "gone" and not self.leaves_rest:
+            self._ended = ended
+            self._removed_by = now + _REMOVAL_BOUND
+            self._finish(now)
+        else:
+            self.tell(ended)
+
+    def _finish(self, now: float) -> None:
+        """Tell the host the end when the cgroup is removed, or will not be for long."""
+        if self._ended and self.placed:
+            if self.placed.group.remove() or now >= self._removed_by:
+                self.tell(self._ended)
+                self._ended = None
+            else:
+                self._look_at = now + _FIRST_PAUSE
 
     def _give_terminal(self, *, to_command: bool) -> None:
         """Pass the terminal between the command and the host, if the other has it."""

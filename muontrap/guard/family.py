@@ -16,6 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from muontrap.containment.groups import Group
     from muontrap.containment.tagged import TagReader
     from muontrap.logic.tags import Format
 
@@ -47,6 +48,7 @@ class Family:
         self._starts: dict[int, int] = {}
         self._released: set[int] = set()
         self.mains: dict[int, Held] = {}
+        self._groups: dict[int, Group] = {}
         self._children = _open_own_children()
         self._loadavg = os.open("/proc/loadavg", os.O_RDONLY | os.O_CLOEXEC)
         # lxcfs puts a file of its own over this one.
@@ -65,9 +67,11 @@ class Family:
             self._released &= self._reader.numbers(self._guard_id)
             return form.next_number(last, self.mains.keys() | self._released)
 
-    def add(self, number: int, main: Held, began: float) -> None:
-        """Take in a command whose launch began at a time, in seconds."""
+    def add(self, number: int, main: Held, began: float, group: Group | None) -> None:
+        """Take in a command whose launch began at a time, in seconds, and which may have a cgroup."""
         self.mains[number] = main
+        if group:
+            self._groups[number] = group
         self._ledger.launched(main.pid, began)
 
     def remove(self, number: int, *, spare: bool) -> None:
@@ -78,6 +82,7 @@ class Family:
                 orphan.spared |= number in self._claimants(orphan)
             self._released.add(number)
         del self.mains[number]
+        self._groups.pop(number, None)
         self._starts.pop(number, None)
         if self._orphans:
             self.reap()
@@ -103,7 +108,7 @@ class Family:
         `strike` gets these as soon as they are known: what forks and exits again and again has to be
         hit before its next fork, and to look at all processes of the machine takes longer.
         """
-        main = self.mains[number]
+        main, group = self.mains[number], self._groups.get(number)
         main_is_dead = is_dead(main.fd)
         self._adopt()
         roots = [
@@ -113,17 +118,18 @@ class Family:
             if (held := Held.open(pid))
         ]
         if main_is_dead:
-            if not roots and self._never_forked(main.pid):
+            if not roots and not (group and group.is_in_use()) and self._never_forked(main.pid):
                 return Pack()
         elif held := Held.open(main.pid):
             roots.append(held)
         strike(roots)
         found = roots + descendants(roots)
         seen = {held.pid for held in found}
-        for held in self._reader.scan(self._guard_id, number):
+        for held in self._reader.scan(self._guard_id, number) + (group.members() if group else []):
             if held.pid in seen:
                 held.close()
             else:
+                seen.add(held.pid)
                 found.append(held)
         return Pack(found)
 

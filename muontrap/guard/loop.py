@@ -25,7 +25,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from muontrap.containment.groups import Group
     from muontrap.guard.asker import Asker
+    from muontrap.guard.placement import Placed, Placer
     from muontrap.logic.wire import Launch
 
 # epoll_wait(2) takes no more than 2**31 ms; to wake up without a need does no harm.
@@ -46,6 +48,7 @@ class Guard:
         note_grace: Callable[[float], None],
         asker: Asker,
         environment: dict[bytes, bytes],
+        placer: Placer,
     ) -> None:
         self._requests = requests
         self._host = host
@@ -60,6 +63,8 @@ class Guard:
         self._children_changed = False
         self._boosted = False
         self._asker = asker
+        self._placer = placer
+        self._litter: list[Group] = []
         self._environment = environment
         self._own_limit = process.get_limit(0, process.RLIMIT_LOCKS)
         self._limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -91,6 +96,7 @@ class Guard:
         changed, self._children_changed = self._children_changed, False
         if changed:
             self._family.reap()
+            self._litter = [group for group in self._litter if not group.remove()]
         now = time.monotonic()
         for command in list(self._commands.values()):
             if changed:
@@ -186,7 +192,8 @@ class Guard:
             request.close()
 
     def _refuse(self, request: transport.Request, failure: StepFailed) -> None:
-        transport.send(request.status, Failed(errno=failure.code, step=failure.step.encode(), path=b""))
+        path = os.fsencode(failure.path)
+        transport.send(request.status, Failed(errno=failure.code, step=failure.step.encode(), path=path))
 
     def _complete(self, launch: Launch) -> None:
         """Put in what the command inherits from the host, and was not sent."""
@@ -202,16 +209,16 @@ class Guard:
             self._boosted = False
         number = self._next_number()
         began = time.monotonic()
-        pipe = None
-        with _Tagged(self._tags.encode(self._guard_id, number) if self._tags else None, self._own_limit):
-            if launch.spawn:
-                pid = spawn(launch, request.directory, request.sources, self._limits)
-            else:
-                pid, pipe = fork(launch, request.directory, request.sources, self._limits)
-        main = self._hold(pid)
+        placed = self._placer.place(request.placement) if request.placement else None
+        try:
+            main, pipe = self._begin(launch, request, number, placed)
+        except BaseException:
+            if placed and not placed.close():
+                self._litter.append(placed.group)
+            raise
         self._last_number = number
-        self._family.add(number, main, began)
-        command = Command(number, launch, request.status, main, self._family, began=began)
+        self._family.add(number, main, began, placed.group if placed else None)
+        command = Command(number, launch, request.status, main, self._family, placed, began=began)
         command.errors = pipe
         self._commands[number] = command
         self._note_grace(launch.delay_to_sigkill)
@@ -225,6 +232,33 @@ class Guard:
         if not command.is_gone:
             self._listen(main.fd, lambda: self._main_exited(command))
             self._listen(request.status.fileno(), lambda: self._hear(command, request.status))
+            if placed and placed.oom_kills:
+                self._listen(placed.oom_kills.fd, lambda: self._out_of_memory(command))
+
+    def _begin(
+        self, launch: Launch, request: transport.Request, number: int, placed: Placed | None
+    ) -> tuple[Held, int | None]:
+        """Make the command's first process, in one way or the other."""
+        tag = self._tags.encode(self._guard_id, number) if self._tags else None
+        sources, directory = request.sources, request.directory
+        if launch.spawn:
+            with _Tagged(tag, self._own_limit):
+                return self._hold(spawn(launch, directory, sources, self._limits)), None
+        try:
+            entrances = placed.group.entrances() if placed else []
+        except OSError as error:
+            raise StepFailed(error.errno or 0, "cgroup", str(error.filename)) from error
+        try:
+            with _Tagged(tag, self._own_limit):
+                pid, pipe = fork(launch, directory, sources, self._limits, entrances)
+        finally:
+            sockets.close(entrances)
+        return self._hold(pid), pipe
+
+    def _out_of_memory(self, command: Command) -> None:
+        if command.placed and command.placed.oom_kills:
+            os.eventfd_read(command.placed.oom_kills.fd)
+            command.out_of_memory(time.monotonic())
 
     def _next_number(self) -> int:
         try:
@@ -295,6 +329,13 @@ class Guard:
         if command.status_fd >= 0:
             self._ignore(command.status_fd)
         command.close()
+        if command.placed:
+            if command.placed.oom_kills:
+                self._ignore(command.placed.oom_kills.fd)
+            if not command.placed.close() and command.leaves_rest:
+                command.placed.group.close()
+            else:
+                self._litter.append(command.placed.group)
         del self._commands[command.number]
         self._family.remove(command.number, spare=command.leaves_rest)
         command.main.close()

@@ -29,10 +29,11 @@ SIGNALS = not_default()
 class StepFailed(Exception):
     """A step between the request and `execve` failed."""
 
-    def __init__(self, code: int, step: str) -> None:
-        super().__init__(code, step)
+    def __init__(self, code: int, step: str, path: str = "") -> None:
+        super().__init__(code, step, path)
         self.code = code
         self.step = step
+        self.path = path
 
 
 def spawn(launch: Launch, directory: int, sources: Sequence[int], limits: tuple[int, int]) -> int:

@@ -9,7 +9,7 @@ from muontrap.errors import ProtocolError
 from muontrap.kernel.sockets import Packet, close
 from muontrap.logic.escalation import KILL_MODES
 from muontrap.logic.steps import NAMES
-from muontrap.logic.wire import Assembly, Launch, decode
+from muontrap.logic.wire import Assembly, Launch, Placement, decode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,11 +34,12 @@ class Request:
     of the directory and of the launch's targets.
     """
 
-    __slots__ = ("_assembly", "launch", "status")
+    __slots__ = ("_assembly", "launch", "placement", "status")
 
     def __init__(self, status: int) -> None:
         self._assembly = Assembly()
         self.launch: Launch | None = None
+        self.placement: Placement | None = None
         self.status: _socket.socket = _socket.socket(fileno=status)
 
     @property
@@ -58,6 +59,7 @@ class Request:
             launch = decode(payload)
             if not isinstance(launch, Launch) or not _is_complete(launch, len(self._assembly.fds)):
                 raise ProtocolError("a request that is no launch")
+            self.placement = _placement(launch.cgroup) if launch.cgroup else None
             self.launch = launch
 
     def close(self) -> None:
@@ -72,4 +74,17 @@ def _is_complete(launch: Launch, fd_count: int) -> bool:
         fd_count == len(launch.targets) + 2
         and launch.kill_mode.decode("ascii", "replace") in KILL_MODES
         and names <= set(NAMES)
+        and ("join" in names) == bool(launch.cgroup)
     )
+
+
+def _placement(data: bytes) -> Placement:
+    record = decode(data)
+    if (
+        not isinstance(record, Placement)
+        or len(record.settings) % 4
+        or not record.directories
+        or any(name[:2] not in (b"+/", b"=/") for name in record.directories)
+    ):
+        raise ProtocolError("a cgroup that is none")
+    return record

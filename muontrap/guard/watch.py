@@ -10,6 +10,7 @@ import os
 import select
 import time
 
+from muontrap.containment.groups import remove_abandoned
 from muontrap.containment.processes import Held, Pack, descendants, send
 from muontrap.containment.tagged import TagReader, kill_guardless
 from muontrap.guard.priority import raise_priority
@@ -35,14 +36,17 @@ class Watch:
         longest_grace: Callable[[], float],
         guard_id: int,
         reader: TagReader,
+        places: int,
     ) -> None:
         self._guard_pid = guard_pid
         self._host = host
         self._longest_grace = longest_grace
         self._guard_id = guard_id
         self._reader = reader
+        self._places = places
         self._signals = signals.open_signalfd(signals.SIGCHLD)
         self._stops = 0
+        self._noted = b""
 
     def run(self) -> None:
         """Wait until the guard has ended, then kill what is left of all its commands."""
@@ -64,6 +68,16 @@ class Watch:
             return  # it finished in order: what is left now was left alone on purpose
         self._kill_all()
         kill_guardless(self._reader, self._guard_id, _TAG_BOUND)
+        self._remove_cgroups()
+
+    def _remove_cgroups(self) -> None:
+        """Remove those whose lock went with the guard, and kill what is in them."""
+        try:
+            self._noted += os.read(self._places, 65536)
+        except BlockingIOError:
+            pass
+        for directory in filter(None, self._noted.split(b"\0")):
+            remove_abandoned(os.fsdecode(directory))
 
     def _guard_status(self) -> int | None:
         """Reap what there is; return how the guard has ended, None while it lives.
@@ -85,6 +99,8 @@ class Watch:
         poll = select.poll()
         poll.register(self._signals, select.POLLIN)
         pause = 1
+        # Before the rest, for what v1 has frozen does not die.
+        self._remove_cgroups()
         while _has_children():
             with Pack(descendants([this])) as found:
                 send(found, signals.SIGKILL)

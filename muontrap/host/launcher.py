@@ -19,11 +19,13 @@ import errno
 import os
 import threading
 import time
+from importlib import import_module
 
+from muontrap.errors import ContainmentError
 from muontrap.host.accounts import Identity
 from muontrap.host.link import StaleGuard, link_for
 from muontrap.host.paths import candidates, is_local
-from muontrap.host.process import Process
+from muontrap.host.process import NotPlaced, Process, layers
 from muontrap.host.results import CompletedProcess
 from muontrap.host.situation import Situation, environment
 from muontrap.host.streams import Streams
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
+    from muontrap.host.cgroups import Placing
     from muontrap.host.link import Link
     from muontrap.logic.command import Args, Options
     from muontrap.logic.steps import Step
@@ -88,7 +91,7 @@ class Launcher:
         """
         if timeout is not None:
             timeout = check_seconds("timeout", timeout)
-        return _with_its_guard(lambda: self._start(timeout))
+        return _as_possible(self._command, lambda command: self._start(command, timeout))
 
     def run(
         self,
@@ -115,13 +118,12 @@ class Launcher:
         if timeout is not None:
             timeout = check_seconds("timeout", timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
-        command = self._with_pipes(input, capture_output)
 
-        def run() -> CompletedProcess:
+        def run(command: Command) -> CompletedProcess:
             with self._launch(command, announce=False) as process:
                 return process.run_to_end(input, deadline, timeout)
 
-        result = _with_its_guard(run)
+        result = _as_possible(self._with_pipes(input, capture_output), run)
         if check:
             result.check_returncode()
         return result
@@ -146,10 +148,10 @@ class Launcher:
             if self._command.stdout is not None or self._command.stderr is not None:
                 raise ValueError("stdout and stderr may not be given with capture_output")
             streams.update(stdout=PIPE, stderr=PIPE)
-        return self._command.with_streams(**streams) if streams else self._command
+        return self._command.but(**streams) if streams else self._command
 
-    def _start(self, timeout: float | None) -> Process:
-        process = self._launch(self._command, announce=True)
+    def _start(self, command: Command, timeout: float | None) -> Process:
+        process = self._launch(command, announce=True)
         try:
             process.wait_started(timeout)
         except BaseException:
@@ -168,14 +170,15 @@ class Launcher:
         try:
             situation = Situation()
             link = link_for(situation)
-            launch = self._plan(situation, link, streams, directory)
+            placing = _placing(command, link)
+            launch = self._plan(situation, link, streams, directory, placing)
             launch.announce = int(announce)
             status = link.request(launch, [directory, *streams.sources])
             if announce:
                 streams.pipes.open_files(command)
             else:
                 streams.keep_outputs_open()
-            return Process(command, link, status, streams.pipes)
+            return Process(command, link, status, streams.pipes, placing)
         except BaseException:
             streams.pipes.close()
             raise
@@ -190,7 +193,9 @@ class Launcher:
         except OSError as error:
             raise OSError(error.errno, error.strerror, path and os.fsdecode(path)) from None
 
-    def _plan(self, situation: Situation, link: Link, streams: Streams, directory: int) -> Launch:
+    def _plan(
+        self, situation: Situation, link: Link, streams: Streams, directory: int, placing: Placing | None
+    ) -> Launch:
         command = self._command
         inherits, env = self._environment(link)
         program = command.executable or command.argv[0]
@@ -201,7 +206,8 @@ class Launcher:
             found = candidates(program, path, directory)
         except OSError as error:
             raise self._refused(error.errno or 0) from None
-        steps = in_order([*self._steps(streams), *self._inherited(situation, link)])
+        joins: list[Step] = [("join", ())] if placing else []
+        steps = in_order([*self._steps(streams), *joins, *self._inherited(situation, link)])
         return Launch(
             announce=1,
             thread=threading.get_native_id(),
@@ -215,6 +221,7 @@ class Launcher:
             env=env,
             steps=steps,
             targets=streams.targets,
+            cgroup=placing.placement.encode() if placing else b"",
         )
 
     def _environment(self, link: Link) -> tuple[bool, dict[bytes, bytes]]:
@@ -261,9 +268,28 @@ class Launcher:
         return OSError(code, os.strerror(code), os.fsdecode(program))
 
 
-def _with_its_guard(act: Callable[[], T]) -> T:
-    """Launch; once more, with a new guard, if this thread's privileges are not those of the guard."""
+def _placing(command: Command, link: Link) -> Placing | None:
+    """Return the cgroup to be made, and see to it that all layers that are required are there."""
+    placing = None
+    if command.cgroup or command.insists_on_cgroup:
+        cgroups = import_module("muontrap.host.cgroups")  # which most hosts never need
+        placing = cgroups.place(command, link.hello.guard_id)
+    found = layers(link, placing)
+    for layer in command.require:
+        if not any(name.startswith(layer) for name in found):
+            raise ContainmentError(f"require={layer!r}: there are {', '.join(found)}; see `muontrap doctor`")
+    return placing
+
+
+def _as_possible(command: Command, act: Callable[[Command], T]) -> T:
+    """Launch.
+
+    Once more, with a new guard, if this thread's privileges are not those of the guard; or without a
+    cgroup, if there can be none for a command that does not need it.
+    """
     try:
-        return act()
+        return act(command)
     except StaleGuard:
-        return act()
+        return act(command)
+    except NotPlaced:
+        return act(command.but(cgroup=False))

@@ -229,7 +229,8 @@ def start_guard(*, keep_privileges: bool = False) -> None:
     Raises:
         GuardError: no guard could be started; the message says what to do.
     """
-    import_module("muontrap.host.run")  # and so all of a launch, which later may not be readable
+    for name in ("run", "cgroups"):  # and so all of a launch, which later may not be readable
+        import_module(f"muontrap.host.{name}")
 
     situation = Situation()
     with _links.lock:

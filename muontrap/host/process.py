@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import IO, Any, NoReturn
 
+    from muontrap.host.cgroups import Cgroup, Placing
     from muontrap.host.link import Link
     from muontrap.host.streams import Pipes
     from muontrap.logic.command import Args, Command
@@ -40,6 +41,10 @@ _STUCK_AFTER = 5.0
 _ANSWER_BOUND = 5.0
 
 
+class NotPlaced(OSError):
+    """There could be no cgroup for a command that can do without."""
+
+
 class Process:
     """A command that `Launcher.launch` started; it has no public constructor.
 
@@ -51,6 +56,7 @@ class Process:
         pid: of the main process, its own until nothing of the command is left.
         pidfd: descriptor of the main process; closed by `close`.
         stdin, stdout, stderr: file objects of those that are `PIPE`, else None.
+        cgroup: its cgroup (`Cgroup`), None without one.
     """
 
     args: Args
@@ -59,6 +65,7 @@ class Process:
     stdin: IO[Any] | None
     stdout: IO[Any] | None
     stderr: IO[Any] | None
+    cgroup: Cgroup | None
 
     def __init__(
         self,
@@ -66,6 +73,7 @@ class Process:
         link: Link,
         status: socket.socket,
         pipes: Pipes,
+        placing: Placing | None,
     ) -> None:
         self.args = command.args
         self.pid = self.pidfd = -1
@@ -74,6 +82,9 @@ class Process:
         self._link = link
         self._status = status
         self._pipes = pipes
+        self._placing = placing
+        self._insists = command.insists_on_cgroup
+        self.cgroup = placing.cgroup if placing else None
         self._lock = threading.Lock()
         self._result: CompletedProcess | None = None
         self._died: GuardDied | None = None
@@ -86,6 +97,11 @@ class Process:
         self._directory = os.fsdecode(command.cwd or b".")
         self._exchange = Exchange(command, pipes)
         _processes.add(self)
+
+    @property
+    def containment(self) -> tuple[str, ...]:
+        """The layers that contain it, the strongest first: "cgroup-v2", "cgroup-v1", "tag", "subreaper"."""
+        return layers(self._link, self._placing)
 
     @property
     def returncode(self) -> int | None:
@@ -347,12 +363,16 @@ class Process:
             self.pid, self.pidfd = record.pid, fds[0]
         elif isinstance(record, Failed) and record.step == b"credentials":
             self._failure = self._link.stale()
+        elif isinstance(record, Failed) and self._placing and record.step in (b"cgroup", b"join"):
+            self._failure = self._placing.refused(record.errno, os.fsdecode(record.path))
+            if not self._insists:
+                self._failure = NotPlaced(*self._failure.args)
         elif isinstance(record, Failed):
             self._fail(record.errno, record.step.decode("ascii", "replace"))
         elif isinstance(record, Ended) and self._lost_pidfd:
             self._fail(errno.EMFILE, "descriptors")
         elif isinstance(record, Ended):
-            self._result = CompletedProcess(self.args, record)
+            self._result = CompletedProcess(self.args, record, self._placing)
         elif isinstance(record, Suspended):
             self._suspended = record.signum
 
@@ -380,6 +400,12 @@ class Process:
             os.close(self.pidfd)
             self.pidfd = -1
         _processes.discard(self)
+
+
+def layers(link: Link, placing: Placing | None) -> tuple[str, ...]:
+    """Return the names of the layers that a command has, the strongest first."""
+    cgroup = (f"cgroup-v{placing.version}",) if placing else ()
+    return (*cgroup, *(("tag",) if link.hello.tag_width else ()), "subreaper")
 
 
 _processes: weakref.WeakSet[Process] = weakref.WeakSet()

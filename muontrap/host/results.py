@@ -8,9 +8,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Literal
 
+    from muontrap.host.cgroups import Placing
+    from muontrap.logic.accounting import CgroupStatistics
     from muontrap.logic.wire import Ended
 
-    Reason = Literal["exited", "signal", "timeout", "stopped", "host-gone"]
+    Reason = Literal["exited", "signal", "timeout", "stopped", "host-gone", "out-of-memory"]
 
 
 class _Values:
@@ -82,9 +84,11 @@ class CompletedProcess(subprocess.CompletedProcess["Any"]):
         args, returncode, stdout, stderr: as `subprocess` has them.  `returncode` is None when the main
             process could not be ended; see `unkillable` and `not_permitted`.
         reason: why it ended: "exited" or "signal" by itself; "timeout", "stopped" or "host-gone"
-            when muontrap had begun to end it before its main process died.
+            when muontrap had begun to end it before its main process died; "out-of-memory" when the
+            kernel killed it for its memory limit, as counted in `cgroup`.
         signals_sent: what muontrap sent, in order (`SignalSent`).
         usage: what it used (`Usage`).
+        cgroup: what its cgroup had counted at the end (`CgroupStatistics`), None without one.
         not_permitted: pids of processes that this user may not signal, left running.
         unkillable: pids of processes that did not die on SIGKILL (uninterruptible sleep).
     """
@@ -92,17 +96,23 @@ class CompletedProcess(subprocess.CompletedProcess["Any"]):
     reason: Reason
     signals_sent: tuple[SignalSent, ...]
     usage: Usage
+    cgroup: CgroupStatistics | None
     not_permitted: tuple[int, ...]
     unkillable: tuple[int, ...]
 
     returncode: int | None  # type: ignore[assignment]
 
-    def __init__(self, args: Any, ended: Ended, stdout: Any = None, stderr: Any = None) -> None:
+    def __init__(self, args: Any, ended: Ended, placing: Placing | None = None) -> None:
         returncode = _returncode(ended.status)
-        super().__init__(args, returncode or 0, stdout, stderr)
+        super().__init__(args, returncode or 0, None, None)
         self.returncode = returncode
         by_itself = "signal" if returncode is not None and returncode < 0 else "exited"
         self.reason = ended.reason.decode("ascii") or by_itself  # type: ignore[assignment]
+        self.cgroup = None
+        if placing and ended.cgroup:
+            self.cgroup, killed = placing.outcome(ended.cgroup)
+            if killed == "limit" and self.reason == "signal" and returncode == -_SIGKILL:
+                self.reason = "out-of-memory"
         self.signals_sent = tuple(
             SignalSent(signal=int(number), when=when, count=int(count))
             for number, when, count in zip(*[iter(ended.sent)] * 3, strict=True)
@@ -122,6 +132,17 @@ class CompletedProcess(subprocess.CompletedProcess["Any"]):
         """Raise `CalledProcessError` if the return code is not 0."""
         if self.returncode != 0:
             raise CalledProcessError(self)
+
+    @property
+    def explanation(self) -> str:
+        """Why it ended, for people: "out of memory (limit 256 MiB, peak 256 MiB)"."""
+        if self.reason == "out-of-memory" and self.cgroup:
+            from muontrap.logic.limits import format_size
+
+            sizes = (("limit", self.cgroup.memory_limit), ("peak", self.cgroup.memory_peak))
+            known = ", ".join(f"{name} {format_size(size)}" for name, size in sizes if size is not None)
+            return f"out of memory ({known})"
+        return self.reason
 
     def __repr__(self) -> str:
         return f"{super().__repr__()[:-1]}, reason={self.reason!r})"
@@ -148,6 +169,8 @@ class CalledProcessError(subprocess.CalledProcessError):
         if self.returncode is None:
             left = ", ".join(map(str, self.result.unkillable + self.result.not_permitted))
             return f"Command {self.cmd!r} could not be ended: still running are {left}."
+        if self.result.reason == "out-of-memory":
+            return f"Command {self.cmd!r} ended: {self.result.explanation}."
         return super().__str__()
 
 
@@ -175,6 +198,7 @@ class TimeoutExpired(subprocess.TimeoutExpired):
         return type(self), (self.cmd, self.timeout, self.output, self.stderr, self.result)
 
 
+_SIGKILL = 9
 _COUNTS = (
     "minor_faults",
     "major_faults",

@@ -15,10 +15,13 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
+    from muontrap.logic.limits import LimitOptions, Limits
+
     Path: TypeAlias = str | bytes | PathLike[str] | PathLike[bytes]
     Args: TypeAlias = Sequence[Path]
     Stream: TypeAlias = int | IO[Any] | None
     KillMode: TypeAlias = Literal["mixed", "control-group", "process"]
+    Layer: TypeAlias = Literal["cgroup", "cgroup-v1", "cgroup-v2", "tag", "subreaper"]
 
     class Options(TypedDict, total=False):
         """Keyword options of `Launcher` and `run`. `docs/reference/options.md` explains each."""
@@ -51,12 +54,20 @@ if TYPE_CHECKING:
         oom_score_adj: int | None
         no_new_privs: bool
         pdeathsig: int | None
+        cgroup: bool | Literal["auto"]
+        cgroup_base: str | None
+        cgroup_path: str | None
+        cgroup_controllers: Sequence[str]
+        cgroup_sets: Sequence[tuple[str, str, str]]
+        limits: Limits | LimitOptions | None
+        require: Sequence[Layer]
 
     Checker: TypeAlias = Callable[[str, Any], Any]
 
 
 # subprocess's own values, so that its constants and ours are the same (it is not imported here).
 PIPE, STDOUT, DEVNULL = -1, -2, -3
+LAYERS = ("cgroup", "cgroup-v1", "cgroup-v2", "tag", "subreaper")
 
 _RLIMIT_LOCKS = 10
 _REFUSED = {
@@ -87,14 +98,20 @@ class Command:
         # For checkers: what `__init__` put into `__dict__` is found before this is asked.
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
-    def with_streams(self, **streams: Stream) -> Command:
-        """Return the same command with other standard streams."""
+    def but(self, **values: Any) -> Command:
+        """Return the same command with other values, which have been checked."""
         other = object.__new__(Command)
-        other.__dict__.update(self.__dict__, **streams)
+        other.__dict__.update(self.__dict__, **values)
         return other
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a {type(self).__name__} can't be changed: make another for {name}")
+
+    @property
+    def insists_on_cgroup(self) -> bool:
+        """Whether there has to be one."""
+        asked = (self.cgroup_base, self.cgroup_path, self.cgroup_controllers, self.cgroup_sets, self.limits)
+        return self.cgroup is True or any(asked)
 
     @property
     def is_text(self) -> bool:
@@ -143,6 +160,8 @@ def _check_together(values: dict[str, Any]) -> None:
         raise ValueError("STDOUT is for stderr alone")
     if values["executable"] is not None and not values["argv"][0]:
         raise ValueError("args[0] is empty, which os.execve refuses: give the program a name")
+    if values["cgroup_base"] is not None and values["cgroup_path"] is not None:
+        raise ValueError("cgroup_base and cgroup_path may not both be given")
     if values["foreground"] and values["start_new_session"]:
         raise ValueError("foreground=True needs start_new_session=False: a new session has no terminal")
     if values["extra_groups"] is None and values["group"] is not None and values["user"] is None:
@@ -244,6 +263,53 @@ def _kill_mode(name: str, value: Any) -> str:
     return str(value)
 
 
+def _cgroup(name: str, value: Any) -> bool | str:
+    if value not in (True, False, "auto"):
+        raise ValueError(f"{name} must be True, False or 'auto', not {value!r}")
+    return value  # type: ignore[no-any-return]
+
+
+def _cgroup_path(name: str, value: Any) -> str:
+    path = encode(name, value).decode(sys.getfilesystemencoding(), "surrogateescape")
+    parts = path.split("/")
+    if path.startswith("/") or not path.strip("./") or {"..", "", "."} & set(parts):
+        raise ValueError(
+            f"{name} must be a path below the hierarchy's root, such as 'app/web', not {value!r}"
+        )
+    return path
+
+
+def _word(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not value or set(value) & set("/\0 \n,") or value.startswith("."):
+        raise ValueError(f"{name} must be a name, not {value!r}")
+    return value
+
+
+def _cgroup_set(name: str, value: Any) -> tuple[str, str, str]:
+    if not isinstance(value, (tuple, list)) or len(value) != 3:
+        raise ValueError(f"{name} must be (controller, file, value), not {value!r}")
+    controller, file, text = value
+    if not isinstance(text, (str, int)) or isinstance(text, bool) or "\0" in str(text):
+        raise ValueError(f"the value of {name} must be a string or a number, not {text!r}")
+    return _word(f"the controller of {name}", controller), _word(f"the file of {name}", file), str(text)
+
+
+def _limits(name: str, value: Any) -> Any:
+    from muontrap.logic.limits import Limits  # for those who have limits
+
+    if isinstance(value, Mapping):
+        return Limits(**value)
+    if not isinstance(value, Limits):
+        raise TypeError(f"{name} must be Limits or a mapping such as {{'memory_max': '256M'}}, not {value!r}")
+    return value
+
+
+def _layer(name: str, value: Any) -> str:
+    if value not in LAYERS:
+        raise ValueError(f"{name} must be one of {', '.join(LAYERS)}, not {value!r}")
+    return str(value)
+
+
 def _truth(_: str, value: Any) -> bool:
     return bool(value)
 
@@ -279,5 +345,12 @@ _CHECKERS: dict[str, tuple[Any, Checker]] = {
     "oom_score_adj": (None, _optional(_integer(-1000, 1000))),
     "no_new_privs": (False, _boolean),
     "pdeathsig": (None, _optional(_SIGNAL)),
+    "cgroup": (False, _cgroup),
+    "cgroup_base": (None, _optional(_cgroup_path)),
+    "cgroup_path": (None, _optional(_cgroup_path)),
+    "cgroup_controllers": ((), _sequence(_word)),
+    "cgroup_sets": ((), _sequence(_cgroup_set)),
+    "limits": (None, _optional(_limits)),
+    "require": ((), _sequence(_layer)),
 }
 _DEFAULTS = {name: default for name, (default, _) in _CHECKERS.items()}

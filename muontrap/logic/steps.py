@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 ORDER = (
     ("setsid", True),
     ("setpgid", True),
+    ("join", False),  # the command's cgroup: all that it forks is born there
     ("nice", False),  # (nice value,)
     ("cpu_affinity", False),  # CPU numbers
     ("oom_score_adj", False),  # (value,)

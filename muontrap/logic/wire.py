@@ -89,6 +89,7 @@ class Launch(Record):
         "announce",
         "argv",
         "candidates",
+        "cgroup",
         "delay_to_sigkill",
         "env",
         "inherits",
@@ -112,6 +113,7 @@ class Launch(Record):
         ("env", "mapping"),
         ("steps", "steps"),
         ("targets", "ints"),
+        ("cgroup", "bytes"),
     )
     spawn: int
     announce: int  # whether the host wants to hear `Started`
@@ -125,6 +127,32 @@ class Launch(Record):
     env: dict[bytes, bytes]
     steps: list[Step]
     targets: list[int]
+    cgroup: bytes  # a `Placement`, or none
+
+
+class Placement(Record):
+    """The cgroup of a command; all are absolute paths."""
+
+    __slots__ = ("directories", "oom_group", "readings", "settings")
+    FIELDS: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("directories", "strings"),
+        ("settings", "strings"),
+        ("readings", "strings"),
+        ("oom_group", "bytes"),
+    )
+    directories: list[bytes]  # one in each hierarchy; "+" before one that has to be new, "=" before another
+    settings: list[bytes]  # four for each: file, value, other file if the kernel lacks that, its value
+    readings: list[bytes]  # files to be read at the end
+    oom_group: bytes  # directory of v1, of which an OOM kill has to take the whole command
+
+
+class Readings(Record):
+    """Content of a cgroup's files, where there was a cgroup before, and at the end."""
+
+    __slots__ = ("after", "before")
+    FIELDS: ClassVar[tuple[tuple[str, str], ...]] = (("before", "mapping"), ("after", "mapping"))
+    before: dict[bytes, bytes]
+    after: dict[bytes, bytes]
 
 
 class Ping(Record):
@@ -189,7 +217,7 @@ class Ended(Record):
     numbers for each signal: number, seconds since the launch, number of processes.
     """
 
-    __slots__ = ("not_permitted", "reason", "sent", "status", "unkillable", "usage", "wall")
+    __slots__ = ("cgroup", "not_permitted", "reason", "sent", "status", "unkillable", "usage", "wall")
     FIELDS: ClassVar[tuple[tuple[str, str], ...]] = (
         ("status", "int"),
         ("reason", "bytes"),
@@ -198,6 +226,7 @@ class Ended(Record):
         ("sent", "floats"),
         ("not_permitted", "ints"),
         ("unkillable", "ints"),
+        ("cgroup", "bytes"),
     )
     status: int
     reason: bytes
@@ -206,10 +235,11 @@ class Ended(Record):
     sent: list[float]
     not_permitted: list[int]
     unkillable: list[int]
+    cgroup: bytes  # `Readings`, or none
 
 
 _KINDS: tuple[type[Record], ...] = (
-    Hello, Launch, Ping, Pong, Started, Failed, Stop, Signal, Suspended, Ended,
+    Hello, Launch, Placement, Ping, Pong, Started, Failed, Stop, Signal, Suspended, Ended, Readings,
 )  # fmt: skip
 
 

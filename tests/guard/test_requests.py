@@ -10,7 +10,7 @@ import pytest
 
 import muontrap
 from muontrap.host import link
-from muontrap.logic.wire import Failed, Launch, decode, packets
+from muontrap.logic.wire import Failed, Launch, Placement, Started, decode, packets
 
 
 def launch(**changes: object) -> bytes:
@@ -18,9 +18,24 @@ def launch(**changes: object) -> bytes:
         "spawn": 1, "announce": 1, "thread": 1, "inherits": 0, "kill_mode": b"mixed",
         "delay_to_sigkill": 0.0, "stop_signal": 15,
         "candidates": [b"/bin/true"], "argv": [b"true"], "env": {}, "steps": [("umask", (18,))],
-        "targets": [],
+        "targets": [], "cgroup": b"",
     }  # fmt: skip
     return packets(Launch(**{**values, **changes}).encode(), 2)[0][0]
+
+
+WRONG_PLACEMENTS: list[dict[str, object]] = [
+    {"directories": []},
+    {"directories": [b"/sys/fs/cgroup/x"]},
+    {"directories": [b"+x"]},
+    {"settings": [b"/sys/fs/cgroup/x/memory.max", b"1"]},
+]
+
+
+def placement(**changes: object) -> bytes:
+    values: dict[str, object] = {
+        "directories": [b"+/sys/fs/cgroup/x"], "settings": [], "readings": [], "oom_group": b"",
+    }  # fmt: skip
+    return Placement(**{**values, **changes}).encode()
 
 
 @pytest.mark.parametrize(
@@ -32,6 +47,10 @@ def launch(**changes: object) -> bytes:
         launch(kill_mode=b"none"),
         launch(steps=[("umask", (18,)), ("fly", ())]),
         launch(targets=[1]),
+        launch(cgroup=b"x"),
+        launch(steps=[("join", ())]),
+        launch(steps=[("join", ())], cgroup=Started(pid=1).encode()),
+        *[launch(steps=[("join", ())], cgroup=placement(**wrong)) for wrong in WRONG_PLACEMENTS],
     ],
 )
 def test_a_malformed_request_is_refused(data: bytes) -> None:

@@ -1,0 +1,329 @@
+"""A command's cgroup: made, locked as ours, joined, killed, read and removed. See cgroups(7).
+
+It is one directory in each hierarchy that the command needs.  Whose a directory is, its lock says
+(flock(2)): the guard that made it holds it, and what nobody holds was left behind by a dead guard.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import select
+
+from muontrap.containment.processes import Held, Pack, send
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+# Names of directories that are removed at the end; what is in one of `_KEPT` is not killed for that.
+PREFIX, KEPT = "muontrap-", "muontrap-kept-"
+
+_PROCS = "cgroup.procs"
+_SIGKILL = 9
+_READ_SIZE = 65536
+# Another guard may take a new directory, not locked yet, for one that was left behind.
+_TRIES = 50
+# Between two strikes at an abandoned group.
+_PAUSE_MS = 5
+_STRIKES = 40
+
+
+class Directory:
+    """A directory of one hierarchy, held open and locked."""
+
+    __slots__ = ("fd", "made", "path")
+
+    def __init__(self, path: str, fd: int, *, made: bool) -> None:
+        self.path: str = path
+        self.fd: int = fd
+        self.made: bool = made
+
+    @classmethod
+    def make(cls, path: str, *, new: bool) -> Directory:
+        """Make it, or without `new` take one over in which there is nothing."""
+        for _ in range(_TRIES):
+            made = _make(path, new=new)
+            directory = cls._lock(path, made=made)
+            if directory is None:
+                select.poll().poll(1)  # whoever has it for a moment removes it
+            elif made or not directory.is_in_use():
+                return directory
+            else:
+                directory.close()
+                raise OSError(errno.EBUSY, "there are processes in it", path)
+        raise OSError(errno.EBUSY, "another program has locked it", path)
+
+    @classmethod
+    def abandoned(cls, path: str) -> Directory | None:
+        """Return a directory that nobody holds, None for one that somebody does."""
+        return cls._lock(path, made=True)
+
+    @classmethod
+    def _lock(cls, path: str, *, made: bool) -> Directory | None:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(fd).st_ino == os.stat(path).st_ino:
+                return cls(path, fd, made=made)
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+        return None
+
+    def pids(self) -> set[int]:
+        """Return the processes in it and in groups below, which a command may have made."""
+        found: set[int] = set()
+        for folder in self._folders():
+            try:
+                found.update(map(int, _read(f"{folder}/{_PROCS}").split()))
+            except OSError:
+                pass  # removed, or threaded: then its processes are listed in the group above
+        return found
+
+    def is_in_use(self) -> bool:
+        """Tell whether there is a process in it or below."""
+        try:
+            return b"populated 1" in _read(f"{self.path}/cgroup.events")
+        except OSError:
+            return bool(self.pids())  # v1
+
+    def write_if_there(self, name: str, value: str) -> bool:
+        """Write to one of its files; return whether there is such a file, and it took that."""
+        try:
+            _set(f"{self.path}/{name}", value)
+        except OSError:
+            return False
+        return True
+
+    def remove(self) -> bool:
+        """Remove it with what the command made below it; return False while the kernel refuses that."""
+        if not self.made:
+            return True
+        for folder in reversed(list(self._folders())):
+            try:
+                os.rmdir(folder)
+            except FileNotFoundError:
+                pass
+            except OSError:
+                return False
+        return True
+
+    def close(self) -> None:
+        """Let go of it, and of its lock."""
+        os.close(self.fd)
+
+    def _folders(self) -> Iterator[str]:
+        yield self.path
+        try:
+            # Each directory below adds a link: ".." in it.
+            if os.fstat(self.fd).st_nlink > 2:
+                for folder, names, _ in os.walk(self.path):
+                    yield from (f"{folder}/{name}" for name in names)
+        except OSError:
+            pass
+
+
+class Group:
+    """All directories of one command."""
+
+    def __init__(self, directories: list[Directory]) -> None:
+        self._directories = directories
+
+    @classmethod
+    def make(cls, plan: Iterable[tuple[str, bool]], settings: Sequence[Sequence[str]]) -> Group:
+        """Make the directories, (path, whether it has to be new), and write the settings.
+
+        A setting is (file, value), or (file, value, other file, its value) for a kernel that may not
+        have the first.  `OSError` names the file that failed; nothing is left then.
+        """
+        group = cls([])
+        try:
+            for path, new in plan:
+                group._directories.append(Directory.make(path, new=new))
+            for setting in settings:
+                _set(*setting)
+        except BaseException:
+            group.remove()
+            group.close()
+            raise
+        return group
+
+    def entrances(self) -> list[int]:
+        """Open what a process writes "0" to, to join: one for each directory; the caller closes them."""
+        opened: list[int] = []
+        try:
+            for directory in self._directories:
+                opened.append(os.open(f"{directory.path}/{_PROCS}", os.O_WRONLY | os.O_CLOEXEC))
+        except BaseException:
+            for fd in opened:
+                os.close(fd)
+            raise
+        return opened
+
+    def pids(self) -> set[int]:
+        """Return the processes that are in any of them."""
+        found: set[int] = set()
+        return found.union(*(directory.pids() for directory in self._directories))
+
+    def members(self) -> list[Held]:
+        """Return the processes that are in any of them, opened."""
+        opened = [held for pid in self.pids() if (held := Held.open(pid))]
+        pids = self.pids()  # again, for now none can become another's any more
+        for held in opened:
+            if held.pid not in pids:
+                held.close()
+        return [held for held in opened if held.pid in pids]
+
+    def is_in_use(self) -> bool:
+        """Tell whether a process is in any of them."""
+        return any(directory.is_in_use() for directory in self._directories)
+
+    def strike(self) -> None:
+        """Kill all where the kernel can do that, else let none fork until `release`."""
+        for directory in self._directories:
+            if not directory.write_if_there("cgroup.kill", "1"):
+                directory.write_if_there("cgroup.freeze", "1")
+                directory.write_if_there("freezer.state", "FROZEN")
+
+    def release(self) -> None:
+        """Let go on what `strike` held, or somebody froze: frozen by v1, a killed process does not die."""
+        for directory in self._directories:
+            directory.write_if_there("cgroup.freeze", "0")
+            directory.write_if_there("freezer.state", "THAWED")
+
+    def remove(self) -> bool:
+        """Remove all that were made, and let go of them; return False while one can't be."""
+        # Not all(): each is tried.
+        removed = False not in [directory.remove() for directory in self._directories]
+        if removed:
+            self.close()
+        return removed
+
+    def close(self) -> None:
+        """Let go of them."""
+        for directory in self._directories:
+            directory.close()
+        self._directories = []
+
+
+class OomKills:
+    """Of a v1 group: v1 has no `memory.oom.group`, so who wants that has to be told of each OOM kill.
+
+    `fd` becomes readable when the group is out of memory, which is just before the kill.
+    See <kernel>/Documentation/admin-guide/cgroup-v1/memory.rst, "OOM Control".
+    """
+
+    def __init__(self, directory: str) -> None:
+        self._control = os.open(f"{directory}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
+        self.fd: int = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            _set(f"{directory}/cgroup.event_control", f"{self.fd} {self._control}")
+        except BaseException:
+            self.close()
+            raise
+        self._before = self._count()
+
+    def has_grown(self) -> bool:
+        """Tell whether a process was killed since this object was made."""
+        return self._count() > self._before
+
+    def close(self) -> None:
+        """Let go of the group."""
+        os.close(self.fd)
+        os.close(self._control)
+
+    def _count(self) -> int:
+        try:
+            text = os.pread(self._control, 4096, 0)
+        except OSError:
+            return 0  # ENODEV: the group has been removed
+        return int(text.partition(b"oom_kill ")[2].split()[0])
+
+
+def read_files(paths: Iterable[str], longest: int) -> dict[bytes, bytes]:
+    """Return path -> content of those files that there are, and that are not longer."""
+    found = {}
+    for path in paths:
+        try:
+            text = _read(path)
+        except OSError:
+            continue  # another kernel has it, or has it not for this group
+        if len(text) <= longest:
+            found[os.fsencode(path)] = text
+    return found
+
+
+def remove_abandoned(base: str) -> None:
+    """Remove what dead guards left in a directory, with the processes in it."""
+    try:
+        names = [name for name in os.listdir(base) if name.startswith(PREFIX)]
+    except OSError:
+        return
+    for name in names:
+        try:
+            directory = Directory.abandoned(f"{base}/{name}")
+            if directory:
+                _remove_abandoned(Group([directory]), kept=name.startswith(KEPT))
+        except OSError:
+            pass  # another user's, who has to do that
+
+
+def _remove_abandoned(group: Group, *, kept: bool) -> None:
+    try:
+        for _ in range(1 if kept else _STRIKES):
+            if group.remove():
+                return
+            if not kept:
+                group.strike()
+                with Pack(group.members()) as members:
+                    send(members, _SIGKILL)
+                group.release()
+                select.poll().poll(_PAUSE_MS)
+    finally:
+        group.close()
+
+
+def _make(path: str, *, new: bool) -> bool:
+    try:
+        os.mkdir(path)
+    except FileExistsError:
+        if new:
+            raise
+        return False
+    return True
+
+
+def _set(path: str, value: str, other: str = "", other_value: str = "") -> None:
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        if not other:
+            raise
+        path, value = other, other_value
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, value.encode())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
+    finally:
+        os.close(fd)
+
+
+def _read(path: str) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = chunk = os.read(fd, _READ_SIZE)
+        while chunk:
+            chunk = os.read(fd, _READ_SIZE)
+            text += chunk
+        return text
+    finally:
+        os.close(fd)
