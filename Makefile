@@ -25,6 +25,7 @@ bench: .venv/installed
 	$(BIN)/python bench/launch.py
 	$(BIN)/python bench/killtime.py
 	$(BIN)/python bench/import.py
+	$(BIN)/python bench/cgroup.py
 
 .venv/installed: pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON) here: try  apt install python3 python3-venv  or  make PYTHON=..."; exit 1; }

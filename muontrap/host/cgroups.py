@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from functools import lru_cache
 
 from muontrap.containment.groups import KEPT, PREFIX
 from muontrap.containment.processes import read
@@ -176,7 +177,12 @@ class Placing:
 
 def discover() -> Layout:
     """Return where this machine's hierarchies are, and this process in them."""
-    return layout(parse_mountinfo(read("/proc/self/mountinfo")), parse_own(read("/proc/self/cgroup")))
+    return _layout(read("/proc/self/mountinfo"), read("/proc/self/cgroup"))
+
+
+@lru_cache(maxsize=1)
+def _layout(mounts: bytes, own: bytes) -> Layout:
+    return layout(parse_mountinfo(mounts), parse_own(own))
 
 
 def place(command: Command, guard_id: int) -> Placing | None:
