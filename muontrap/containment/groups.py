@@ -17,8 +17,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-# Names of directories that are removed at the end; what is in one of `_KEPT` is not killed for that.
+# Names of directories that are removed at the end, each with two hexadecimal numbers after it; what is
+# in one that is kept is not killed for that.
 PREFIX, KEPT = "muontrap-", "muontrap-kept-"
+_DIGITS = 10
 
 _PROCS = "cgroup.procs"
 _SIGKILL = 9
@@ -43,8 +45,9 @@ class Directory:
     @classmethod
     def make(cls, path: str, *, new: bool) -> Directory:
         """Make it, or without `new` take one over in which there is nothing."""
+        made = False
         for _ in range(_TRIES):
-            made = _make(path, new=new)
+            made = _make(path, new=new and not made) or made
             directory = cls._lock(path, made=made)
             if directory is None:
                 select.poll().poll(1)  # whoever has it for a moment removes it
@@ -107,6 +110,8 @@ class Directory:
         """Remove it with what the command made below it; return False while the kernel refuses that."""
         if not self.made:
             return True
+        if self.is_in_use():
+            return False  # and what is below it, which may have been left alone on purpose, stays
         for folder in reversed(list(self._folders())):
             try:
                 os.rmdir(folder)
@@ -129,6 +134,25 @@ class Directory:
                     yield from (f"{folder}/{name}" for name in names)
         except OSError:
             pass
+
+
+class Entrances:
+    """What a process writes "0" to, to join a group: a file in each hierarchy, with its path.
+
+    `unified` is the directory of v2, -1 where there is none, that a process can be born in; the first
+    of the files is its.
+    """
+
+    __slots__ = ("files", "unified")
+
+    def __init__(self) -> None:
+        self.files: list[tuple[str, int]] = []
+        self.unified: int = -1
+
+    def close(self) -> None:
+        """Close the files."""
+        for _, fd in self.files:
+            os.close(fd)
 
 
 class Group:
@@ -156,17 +180,22 @@ class Group:
             raise
         return group
 
-    def entrances(self) -> list[int]:
-        """Open what a process writes "0" to, to join: one for each directory; the caller closes them."""
-        opened: list[int] = []
+    def entrances(self) -> Entrances:
+        """Open its entrances; the caller closes them."""
+        entrances = Entrances()
         try:
             for directory in self._directories:
-                opened.append(os.open(f"{directory.path}/{_PROCS}", os.O_WRONLY | os.O_CLOEXEC))
+                path = f"{directory.path}/{_PROCS}"
+                file = (path, os.open(path, os.O_WRONLY | os.O_CLOEXEC))
+                if os.path.exists(f"{directory.path}/cgroup.events"):
+                    entrances.files.insert(0, file)
+                    entrances.unified = directory.fd
+                else:
+                    entrances.files.append(file)
         except BaseException:
-            for fd in opened:
-                os.close(fd)
+            entrances.close()
             raise
-        return opened
+        return entrances
 
     def pids(self) -> set[int]:
         """Return the processes that are in any of them."""
@@ -264,7 +293,7 @@ def read_files(paths: Iterable[str], longest: int) -> dict[bytes, bytes]:
 def remove_abandoned(base: str) -> None:
     """Remove what dead guards left in a directory, with the processes in it."""
     try:
-        names = [name for name in os.listdir(base) if name.startswith(PREFIX)]
+        names = list(filter(_is_ours, os.listdir(base)))
     except OSError:
         return
     for name in names:
@@ -274,6 +303,13 @@ def remove_abandoned(base: str) -> None:
                 _remove_abandoned(Group([directory]), kept=name.startswith(KEPT))
         except OSError:
             pass  # another user's, who has to do that
+
+
+def _is_ours(name: str) -> bool:
+    guard, _, number = name.removeprefix(KEPT).removeprefix(PREFIX).partition("-")
+    return (
+        name.startswith(PREFIX) and len(number) == _DIGITS and set(guard + number) <= set("0123456789abcdef")
+    )
 
 
 def _remove_abandoned(group: Group, *, kept: bool) -> None:

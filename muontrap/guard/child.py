@@ -11,8 +11,9 @@ import os
 import resource
 import select
 
+from muontrap.containment.processes import Held
 from muontrap.guard.spawn import SIGNALS, StepFailed, first_that_runs
-from muontrap.kernel import identity, process, signals
+from muontrap.kernel import identity, process, signals, sockets
 from muontrap.logic.steps import in_order, moves
 from muontrap.logic.wire import Failed
 
@@ -20,6 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from muontrap.containment.groups import Entrances
     from muontrap.logic.wire import Launch
 
     Limits = tuple[int, int]
@@ -28,46 +30,66 @@ if TYPE_CHECKING:
 
 # One whose program is on a file system that does not answer must not hold up the others' ends.
 _EXECUTE_MS = 3
+# Of clone3(2): an older kernel, or a filter that does not know it.
+_NO_CLONE_INTO = (errno.ENOSYS, errno.EINVAL, errno.E2BIG)
+_REFUSED_ENTRANCE = (errno.EACCES, errno.EBUSY, errno.EOPNOTSUPP, errno.ENODEV)
 
 
 def fork(
-    launch: Launch, directory: int, sources: Sequence[int], limits: Limits, entrances: Sequence[int]
-) -> tuple[int, int]:
-    """Fork the command's first process; return (pid, pipe).
+    launch: Launch, directory: int, sources: Sequence[int], limits: Limits, entrances: Entrances
+) -> tuple[Held, int]:
+    """Fork the command's first process; return it and a pipe.
 
     The pipe, not blocking, gives a `Failed` record, or end of file when `execve` is done.  The tag is
     the caller's to put on; `limits` are those of descriptors, which the guard has raised for itself;
-    `entrances` are those of the command's cgroup.
+    `entrances` are those of the command's cgroup, which the child is born in, or joins.
     Raises `StepFailed` when there is no process to be had.
     """
+    opened: list[int] = []
+    joins = list(entrances.files)
     try:
-        reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        opened += os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        plan = _plan(launch, directory, sources, limits, joins)
+        pid, pidfd = _clone(entrances, joins)
     except OSError as error:
-        raise StepFailed(error.errno or 0, "descriptors") from error
-    plan = _plan(launch, directory, sources, limits, entrances)
-    highest = max(launch.targets, default=2)
-    try:
-        pid = os.fork()
-    except OSError as error:
-        os.close(reading)
-        os.close(writing)
+        sockets.close(opened)
+        if entrances.unified >= 0 and error.errno in _REFUSED_ENTRANCE:
+            raise StepFailed(error.errno or 0, "join", entrances.files[0][0]) from error
         raise StepFailed(error.errno or 0, "fork") from error
+    reading, writing = opened
     if pid == 0:
-        _become(plan, launch, writing, highest)
+        _become(plan, launch, writing, max(launch.targets, default=2))
     os.close(writing)
     # Most children are there in less: until then, each page that the guard writes to is copied.
     poll = select.poll()
     poll.register(reading, select.POLLIN)
     poll.poll(_EXECUTE_MS)
-    return pid, reading
+    return Held(pid, pidfd), reading
+
+
+def _clone(entrances: Entrances, joins: list[tuple[str, int]]) -> tuple[int, int]:
+    """Fork, into the command's group of v2 where the kernel can; then only the others are to be joined."""
+    if entrances.unified >= 0:
+        first = joins.pop(0)
+        try:
+            return process.fork(entrances.unified)
+        except OSError as error:
+            if error.errno not in _NO_CLONE_INTO:
+                raise
+            joins.insert(0, first)
+    return process.fork()
 
 
 def _plan(
-    launch: Launch, directory: int, sources: Sequence[int], limits: Limits, entrances: Sequence[int]
+    launch: Launch,
+    directory: int,
+    sources: Sequence[int],
+    limits: Limits,
+    joins: Sequence[tuple[str, int]],
 ) -> list[Action]:
     """Return what the child does, in order: all that can be is worked out before there is a child."""
     special: dict[str, Callable[..., object]] = {
-        "join": lambda: [os.write(fd, b"0") for fd in entrances],
+        "join": lambda: _join(joins),
         "chdir": lambda: os.fchdir(directory),
         "descriptors": lambda: _place(places),
         "pdeathsig": lambda signum: _arm(signum, guard),
@@ -99,9 +121,18 @@ def _become(plan: list[Action], launch: Launch, errors: int, highest: int) -> No
     except BaseException as error:
         # All of them, for the pipe's end without a record would mean that `execve` has succeeded.
         code = getattr(error, "errno", None) or errno.EPROTO
-        os.write(errors, Failed(errno=code, step=step.encode(), path=b"").encode())
+        path = getattr(error, "filename", None) or b""
+        os.write(errors, Failed(errno=code, step=step.encode(), path=os.fsencode(path)).encode())
     finally:
         os._exit(127)
+
+
+def _join(files: Sequence[tuple[str, int]]) -> None:
+    for path, fd in files:
+        try:
+            os.write(fd, b"0")
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, path) from None
 
 
 def _place(places: Sequence[tuple[tuple[int, int], int]]) -> None:

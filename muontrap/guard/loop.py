@@ -9,6 +9,7 @@ import resource
 import select
 import time
 
+from muontrap.containment.groups import Entrances
 from muontrap.containment.processes import Held
 from muontrap.containment.tagged import TagReader
 from muontrap.errors import ProtocolError
@@ -245,15 +246,14 @@ class Guard:
             with _Tagged(tag, self._own_limit):
                 return self._hold(spawn(launch, directory, sources, self._limits)), None
         try:
-            entrances = placed.group.entrances() if placed else []
+            entrances = placed.group.entrances() if placed else Entrances()
         except OSError as error:
             raise StepFailed(error.errno or 0, "cgroup", str(error.filename)) from error
         try:
             with _Tagged(tag, self._own_limit):
-                pid, pipe = fork(launch, directory, sources, self._limits, entrances)
+                return fork(launch, directory, sources, self._limits, entrances)
         finally:
-            sockets.close(entrances)
-        return self._hold(pid), pipe
+            entrances.close()
 
     def _out_of_memory(self, command: Command) -> None:
         if command.placed and command.placed.oom_kills:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import errno
 import os
-from functools import lru_cache
 
 from muontrap.containment.groups import KEPT, PREFIX
 from muontrap.containment.processes import read
 from muontrap.errors import ContainmentError, ProtocolError
+from muontrap.host.delegation import bases, below, discover, refusal, why_not
 from muontrap.logic.accounting import (
     FILES_V1,
     FILES_V2,
@@ -22,7 +22,6 @@ from muontrap.logic.accounting import (
     statistics_v1,
     statistics_v2,
 )
-from muontrap.logic.hierarchy import layout, parse_mountinfo, parse_own
 from muontrap.logic.limits import (
     Limits,
     controller_of,
@@ -44,10 +43,8 @@ if TYPE_CHECKING:
     from muontrap.logic.hierarchy import Layout, Place
     from muontrap.logic.limits import Setting
 
-_BASE = "MUONTRAP_CGROUP_BASE"
 # Which v1 hierarchy contains best, where there is no v2: in the first, what forks can be held.
 _CONTAINING = ("freezer", "pids", "memory", "cpu", "cpuacct")
-_DELEGATE = "systemd-run --user --scope -p Delegate=yes COMMAND"
 
 
 class Cgroup:
@@ -58,9 +55,10 @@ class Cgroup:
         paths: all of them: v1 controller -> directory, and "" for v2.
     """
 
-    def __init__(self, paths: Mapping[str, str]) -> None:
+    def __init__(self, paths: Mapping[str, str], *, oom_group_v1: bool) -> None:
         self.paths: Mapping[str, str] = paths
         self.path: str = paths.get("") or next(iter(paths.values()))
+        self._oom_group_v1 = oom_group_v1
 
     def read(self, file: str) -> str:
         """Return the content of a file such as "memory.peak", without the newline at its end.
@@ -83,7 +81,7 @@ class Cgroup:
             with open(path, "wb", buffering=0) as stream:
                 stream.write(str(value).encode())
         except OSError as error:
-            raise _refusal(error.errno or 0, path, str(value)) from error
+            raise refusal(error.errno or 0, path, str(value)) from error
 
     def statistics(self) -> CgroupStatistics:
         """Return what it has used until now.
@@ -91,19 +89,24 @@ class Cgroup:
         Raises:
             FileNotFoundError: the command has ended: `CompletedProcess.cgroup` has the last figures.
         """
-        files = self._contents(self.readings())
-        if not files:
-            raise FileNotFoundError(errno.ENOENT, "the cgroup has been removed", self.path)
-        return self.statistics_of(files)
+        self._check_there()
+        return self.statistics_of(self._contents(self.readings()))
 
     def limits(self) -> Limits:
-        """Return the limits that are in force, in a form that another launch takes."""
+        """Return the limits that are in force, in a form that another launch takes.
+
+        Raises:
+            FileNotFoundError: the command has ended.
+        """
+        self._check_there()
         found = Limits()
         for version, parse in ((1, from_files_v1), (2, from_files_v2)):
             directories = self._directories(version)
             paths = [f"{at}/{file}" for at in directories for _, file in limit_files(version)]
             files = {os.path.basename(path): text.decode() for path, text in self._contents(paths).items()}
-            found = found.replace(**parse(files).as_dict())
+            found = found.beside(parse(files))
+        if found.memory_max is not None and found.memory_oom_group is None:
+            return Limits(memory_oom_group=self._oom_group_v1).beside(found)
         return found
 
     def readings(self) -> list[str]:
@@ -125,12 +128,18 @@ class Cgroup:
     def __repr__(self) -> str:
         return f"Cgroup({self.path!r})"
 
+    def _check_there(self) -> None:
+        if not os.path.isdir(self.path):
+            raise FileNotFoundError(
+                errno.ENOENT, "its cgroup is removed: the command has ended", self.path
+            )
+
     def _directories(self, version: int) -> set[str]:
         return {at for controller, at in self.paths.items() if bool(controller) == (version == 1)}
 
     def _file(self, name: str) -> str:
-        controller, dot, _ = name.partition(".")
-        if not dot or "/" in name or "\0" in name:
+        controller = name.partition(".")[0]
+        if "/" in name or "\0" in name or not name.strip("."):
             raise ValueError(f"{name!r} is no name of a cgroup's file, such as 'memory.max'")
         return f"{self.paths.get(controller, self.path)}/{name}"
 
@@ -159,7 +168,7 @@ class Placing:
         """Return the exception for a file that the guard could not write, or a directory."""
         texts = list(map(os.fsdecode, self.placement.settings))
         values = dict(zip(texts[::4] + texts[2::4], texts[1::4] + texts[3::4], strict=True))
-        return _refusal(code, path or f"{self.cgroup.path}/cgroup.procs", values.get(path, ""))
+        return refusal(code, path or f"{self.cgroup.path}/cgroup.procs", values.get(path, ""))
 
     def outcome(self, data: bytes) -> tuple[CgroupStatistics | None, Literal["", "limit", "outside"]]:
         """Return the last figures, and whether an OOM killer took processes, from a `Readings`."""
@@ -175,16 +184,6 @@ class Placing:
         return after, out_of_memory(after, before if readings.before else None)
 
 
-def discover() -> Layout:
-    """Return where this machine's hierarchies are, and this process in them."""
-    return _layout(read("/proc/self/mountinfo"), read("/proc/self/cgroup"))
-
-
-@lru_cache(maxsize=1)
-def _layout(mounts: bytes, own: bytes) -> Layout:
-    return layout(parse_mountinfo(mounts), parse_own(own))
-
-
 def place(command: Command, guard_id: int) -> Placing | None:
     """Return what a command asks for; None where it doesn't, or "auto" finds nothing.
 
@@ -196,7 +195,7 @@ def place(command: Command, guard_id: int) -> Placing | None:
         limits = limits.replace(memory_oom_group=True)
     try:
         return _Choice(command, limits, discover()).placing(guard_id)
-    except ContainmentError:
+    except (ContainmentError, ProtocolError, OSError):
         if command.insists_on_cgroup:
             raise
         return None
@@ -227,7 +226,7 @@ class _Choice:
             for controller in sorted(self._v1)
         }
         paths.update(self._containing(name, needed=not paths))
-        cgroup = Cgroup(paths)
+        cgroup = Cgroup(paths, oom_group_v1=bool(self._limits_v1.memory_oom_group))
         placement = Placement(
             directories=[os.fsencode(self._mark + path) for path in dict.fromkeys(paths.values())],
             settings=[os.fsencode(text) for setting in self._settings(cgroup) for text in setting],
@@ -282,13 +281,13 @@ class _Choice:
         path = self._command.cgroup_path
         if path:
             parent, _, name = path.rpartition("/")
-            directory = _below(place, parent)
+            directory = below(place, parent)
             if not os.path.isdir(f"{directory}/{name}"):
-                self._refuse(_why_not(place, directory, controllers))
+                self._refuse(why_not(place, directory, controllers))
             return f"{directory}/{name}"
         reasons = []
-        for base in self._bases(place):
-            reason = _why_not(place, base, controllers)
+        for base in bases(place, self._command.cgroup_base):
+            reason = why_not(place, base, controllers)
             if not reason:
                 return f"{base}/{name}"
             reasons.append(reason)
@@ -298,17 +297,6 @@ class _Choice:
     def _refuse(self, reason: str) -> None:
         if reason:
             raise ContainmentError(reason)
-
-    def _bases(self, place: Place) -> list[str]:
-        asked = self._command.cgroup_base or os.environ.get(_BASE)
-        if asked:
-            return [_below(place, asked)]
-        bases = [] if place.own is None else [place.own]
-        if os.geteuid() == 0:
-            bases.append(place.point)
-        elif bases and place.own != place.point:
-            bases.append(os.path.dirname(bases[0]))  # a leaf of what was delegated
-        return list(dict.fromkeys(bases))
 
     def _settings(self, cgroup: Cgroup) -> list[tuple[str, str, str, str]]:
         settings = [*self._cpuset(cgroup)]
@@ -339,94 +327,3 @@ def _quadruple(directory: str, setting: Setting) -> tuple[str, str, str, str]:
     other = setting.instead
     instead = (f"{directory}/{other.file}", other.value) if other else ("", "")
     return (f"{directory}/{setting.file}", setting.value, *instead)
-
-
-def _below(place: Place, path: str) -> str:
-    """Return a directory of the hierarchy; what its path leads out of is refused by the option's check."""
-    directory = os.path.normpath(os.path.join(place.point, path))
-    if os.path.realpath(directory) != os.path.join(os.path.realpath(place.point), path.strip("/")).rstrip(
-        "/"
-    ):
-        raise ContainmentError(f"{directory} is not a directory of the hierarchy: a link leads elsewhere")
-    return directory
-
-
-def _why_not(place: Place, base: str, controllers: set[str]) -> str:
-    """Tell why a group can't be made in a directory, and what would change that; "" if it can.
-
-    What its groups may limit is enabled on the way, where that is allowed.
-    """
-    if not os.path.isdir(base):
-        return f"{base} does not exist: mkdir {base}"
-    if not place.writable or not os.access(base, os.W_OK | os.X_OK, effective_ids=True):
-        return f"{base} is not writable for this user: as root, chown -R USER {base}, or {_DELEGATE}"
-    if place.version == 1:
-        return ""
-    return _is_unsuitable(base) or _cannot_leave(place, base) or _cannot_enable(base, controllers)
-
-
-def _is_unsuitable(base: str) -> str:
-    try:
-        kind = read(f"{base}/cgroup.type").decode().strip()
-    except FileNotFoundError:
-        return ""  # the root of all
-    return "" if kind == "domain" else f"{base} is {kind}: what is in its groups can't be listed"
-
-
-def _cannot_leave(place: Place, base: str) -> str:
-    """To move a process is a right on the group that both groups are in (cgroup-v2.rst, "Delegation")."""
-    if os.geteuid() == 0:
-        return ""
-    if place.own is None:
-        return f"this process's own cgroup is not below {place.point}: {_DELEGATE}"
-    common = os.path.commonpath((place.own, base))
-    if os.access(f"{common}/cgroup.procs", os.W_OK, effective_ids=True):
-        return ""
-    return f"{common}/cgroup.procs is not writable, so no process can be moved to {base}: {_DELEGATE}"
-
-
-def _cannot_enable(base: str, controllers: set[str]) -> str:
-    if not controllers:
-        return ""
-    missing = controllers - set(read(f"{base}/cgroup.controllers").decode().split())
-    names = " ".join(f"+{name}" for name in sorted(missing))
-    if missing:
-        return (
-            f"{base} has no controller {', '.join(sorted(missing))}: "
-            f"echo {names} > {os.path.dirname(base)}/cgroup.subtree_control"
-        )
-    file = f"{base}/cgroup.subtree_control"
-    disabled = controllers - set(read(file).decode().split())
-    if not disabled:
-        return ""
-    names = " ".join(f"+{name}" for name in sorted(disabled))
-    try:
-        with open(file, "wb", buffering=0) as stream:
-            stream.write(names.encode())
-    except OSError as error:
-        reason = error.strerror
-        if error.errno == errno.EBUSY:
-            reason = "there are processes in it, which have to go to a group of their own first"
-        return f"{base} has {', '.join(sorted(disabled))} not for its groups: echo {names} > {file}: {reason}"
-    return ""
-
-
-_REMEDIES = {
-    errno.EACCES: f"this user may not; as root, chown it, or {_DELEGATE}",
-    errno.EPERM: f"this user may not; as root, chown it, or {_DELEGATE}",
-    errno.EEXIST: "there is one already",
-    errno.EINVAL: "the kernel does not take that value",
-    errno.ERANGE: "the kernel does not take that value",
-    errno.EBUSY: "it is in use: choose another, or end what is in it",
-    errno.ENOENT: "there is no such file: mkdir its directory, or enable its controller in "
-    "cgroup.subtree_control of the directory above",
-    errno.ENOSPC: "it has no CPUs or no memory nodes, or there are too many cgroups",
-    errno.EOPNOTSUPP: "it is threaded: choose a base that is not",
-    errno.ENODEV: "there is no such device",
-}
-
-
-def _refusal(code: int, path: str, value: str) -> OSError:
-    wanted = f" (writing {value!r})" if value else ""
-    remedy = f": {_REMEDIES[code]}" if code in _REMEDIES else ""
-    return OSError(code, f"{os.strerror(code)}{wanted}{remedy}", path)

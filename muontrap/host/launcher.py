@@ -281,7 +281,7 @@ def _placing(command: Command, link: Link) -> Placing | None:
     return placing
 
 
-def _as_possible(command: Command, act: Callable[[Command], T]) -> T:
+def _as_possible(command: Command, act: Callable[[Command], T], *, guards: int = 2) -> T:
     """Launch.
 
     Once more, with a new guard, if this thread's privileges are not those of the guard; or without a
@@ -290,6 +290,8 @@ def _as_possible(command: Command, act: Callable[[Command], T]) -> T:
     try:
         return act(command)
     except StaleGuard:
-        return act(command)
+        if guards == 1:
+            raise
+        return _as_possible(command, act, guards=guards - 1)
     except NotPlaced:
-        return act(command.but(cgroup=False))
+        return _as_possible(command.but(cgroup=False), act, guards=guards)

@@ -269,7 +269,8 @@ def _cgroup(name: str, value: Any) -> bool | str:
     return value  # type: ignore[no-any-return]
 
 
-def _cgroup_path(name: str, value: Any) -> str:
+def check_cgroup_path(name: str, value: Any) -> str:
+    """Return a path below a hierarchy's root, or raise for one that leads out of it."""
     path = encode(name, value).decode(sys.getfilesystemencoding(), "surrogateescape")
     parts = path.split("/")
     if path.startswith("/") or not path.strip("./") or {"..", "", "."} & set(parts):
@@ -346,8 +347,8 @@ _CHECKERS: dict[str, tuple[Any, Checker]] = {
     "no_new_privs": (False, _boolean),
     "pdeathsig": (None, _optional(_SIGNAL)),
     "cgroup": (False, _cgroup),
-    "cgroup_base": (None, _optional(_cgroup_path)),
-    "cgroup_path": (None, _optional(_cgroup_path)),
+    "cgroup_base": (None, _optional(check_cgroup_path)),
+    "cgroup_path": (None, _optional(check_cgroup_path)),
     "cgroup_controllers": ((), _sequence(_word)),
     "cgroup_sets": ((), _sequence(_cgroup_set)),
     "limits": (None, _optional(_limits)),

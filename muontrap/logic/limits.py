@@ -125,6 +125,10 @@ class Limits:
         limits._check_together()
         return limits
 
+    def beside(self, others: Limits) -> Limits:
+        """Return these, and where they are not set, the others'."""
+        return _unchecked({**vars(others), **self.as_dict()})
+
     def __bool__(self) -> bool:
         return bool(self.as_dict())
 
