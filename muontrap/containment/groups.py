@@ -101,7 +101,7 @@ class Directory:
     def write_if_there(self, name: str, value: str) -> bool:
         """Write to one of its files; return whether there is such a file, and it took that."""
         try:
-            _set(f"{self.path}/{name}", value)
+            write_file(f"{self.path}/{name}", value)
         except OSError:
             return False
         return True
@@ -254,7 +254,7 @@ class OomKills:
         self._control = os.open(f"{directory}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
         self.fd: int = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
-            _set(f"{directory}/cgroup.event_control", f"{self.fd} {self._control}")
+            write_file(f"{directory}/cgroup.event_control", f"{self.fd} {self._control}")
         except BaseException:
             self.close()
             raise
@@ -337,14 +337,18 @@ def _make(path: str, *, new: bool) -> bool:
     return True
 
 
-def _set(path: str, value: str, other: str = "", other_value: str = "") -> None:
+def _set(path: str, value: str, other: str, other_value: str) -> None:
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        write_file(path, value)
     except FileNotFoundError:
         if not other:
             raise
-        path, value = other, other_value
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        write_file(other, other_value)
+
+
+def write_file(path: str, value: str) -> None:
+    """Write to a file of a cgroup, in one piece; `OSError` names it."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, value.encode())
     except OSError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 
-from muontrap.containment.groups import KEPT, PREFIX
+from muontrap.containment.groups import KEPT, PREFIX, write_file
 from muontrap.containment.processes import read
 from muontrap.errors import ContainmentError, ProtocolError
 from muontrap.host.delegation import bases, below, discover, refusal, why_not
@@ -78,8 +78,7 @@ class Cgroup:
         """
         path = self._file(file)
         try:
-            with open(path, "wb", buffering=0) as stream:
-                stream.write(str(value).encode())
+            write_file(path, str(value))
         except OSError as error:
             raise refusal(error.errno or 0, path, str(value)) from error
 

@@ -9,6 +9,7 @@ import errno
 import os
 from functools import lru_cache
 
+from muontrap.containment.groups import write_file
 from muontrap.containment.processes import read
 from muontrap.errors import ContainmentError
 from muontrap.logic.command import check_cgroup_path
@@ -133,8 +134,7 @@ def _cannot_enable(base: str, controllers: set[str], enable: bool) -> str:
         )
     try:
         if enable:
-            with open(file, "wb", buffering=0) as stream:
-                stream.write(names.encode())
+            write_file(file, names)
         elif not os.access(file, os.W_OK, effective_ids=True):
             return f"{file} is not writable for this user: as root, echo {names} > {file}"
     except OSError as error:
