@@ -114,6 +114,12 @@ def _cannot_enable(base: str, controllers: set[str], enable: bool) -> str:
         return ""
     missing = controllers - set(read(f"{base}/cgroup.controllers").decode().split())
     names = " ".join(f"+{name}" for name in sorted(missing))
+    is_root = not os.path.exists(f"{base}/cgroup.type")
+    if missing and is_root:
+        return (
+            f"{base}, the root of cgroup v2, has no controller {', '.join(sorted(missing))}: this kernel has "
+            f"none, or has given it to v1: boot with cgroup_no_v1={','.join(sorted(missing))}"
+        )
     if missing:
         return (
             f"{base} has no controller {', '.join(sorted(missing))}: "
@@ -126,7 +132,7 @@ def _cannot_enable(base: str, controllers: set[str], enable: bool) -> str:
     names = " ".join(f"+{name}" for name in sorted(disabled))
     # The root alone may have both processes and controllers.  The kernel does not always refuse: with cpu,
     # cpuset and pids, which can be divided among threads, it would make the group threaded, for good.
-    if os.path.exists(f"{base}/cgroup.type") and read(f"{base}/cgroup.procs"):
+    if not is_root and read(f"{base}/cgroup.procs"):
         move = f"for p in $(cat {base}/cgroup.procs); do echo $p > {base}/leaf/cgroup.procs; done"
         return (
             f"{base} can't have {', '.join(sorted(disabled))} for its groups as long as there are "
