@@ -98,13 +98,21 @@ class Directory:
         except OSError:
             return bool(self.pids())  # v1
 
+    def strike(self) -> None:
+        """Kill what is in it, where the kernel can do that, else let nothing fork until it is thawed."""
+        if not self.write_if_there("cgroup.kill", "1"):
+            self.write_if_there("cgroup.freeze", "1")
+            self.write_if_there("freezer.state", "FROZEN")
+
+    def thaw(self) -> None:
+        """Let what is in it go on, in the groups below too, whoever has frozen it."""
+        for folder in self._folders():
+            _write_if_there(f"{folder}/cgroup.freeze", "0")
+            _write_if_there(f"{folder}/freezer.state", "THAWED")
+
     def write_if_there(self, name: str, value: str) -> bool:
         """Write to one of its files; return whether there is such a file, and it took that."""
-        try:
-            write_file(f"{self.path}/{name}", value)
-        except OSError:
-            return False
-        return True
+        return _write_if_there(f"{self.path}/{name}", value)
 
     def remove(self) -> bool:
         """Remove it with what the command made below it; return False while the kernel refuses that."""
@@ -218,15 +226,12 @@ class Group:
     def strike(self) -> None:
         """Kill all where the kernel can do that, else let none fork until `release`."""
         for directory in self._directories:
-            if not directory.write_if_there("cgroup.kill", "1"):
-                directory.write_if_there("cgroup.freeze", "1")
-                directory.write_if_there("freezer.state", "FROZEN")
+            directory.strike()
 
     def release(self) -> None:
         """Let go on what `strike` held, or somebody froze: frozen by v1, a killed process does not die."""
         for directory in self._directories:
-            directory.write_if_there("cgroup.freeze", "0")
-            directory.write_if_there("freezer.state", "THAWED")
+            directory.thaw()
 
     def remove(self) -> bool:
         """Remove all that were made, and let go of them; return False while one can't be."""
@@ -355,6 +360,14 @@ def write_file(path: str, value: str) -> None:
         raise OSError(error.errno, error.strerror, path) from None
     finally:
         os.close(fd)
+
+
+def _write_if_there(path: str, value: str) -> bool:
+    try:
+        write_file(path, value)
+    except OSError:
+        return False
+    return True
 
 
 def _read(path: str) -> bytes:

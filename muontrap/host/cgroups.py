@@ -12,7 +12,7 @@ import os
 from muontrap.containment.groups import KEPT, PREFIX, write_file
 from muontrap.containment.processes import read
 from muontrap.errors import ContainmentError, ProtocolError
-from muontrap.host.delegation import bases, below, discover, refusal, why_not
+from muontrap.host.delegation import bases, below, discover, is_threaded, refusal, why_not
 from muontrap.logic.accounting import (
     FILES_V1,
     FILES_V2,
@@ -129,9 +129,7 @@ class Cgroup:
 
     def _check_there(self) -> None:
         if not os.path.isdir(self.path):
-            raise FileNotFoundError(
-                errno.ENOENT, "its cgroup is removed: the command has ended", self.path
-            )
+            raise FileNotFoundError(errno.ENOENT, "its cgroup is removed: the command has ended", self.path)
 
     def _directories(self, version: int) -> set[str]:
         return {at for controller, at in self.paths.items() if bool(controller) == (version == 1)}
@@ -281,8 +279,10 @@ class _Choice:
         if path:
             parent, _, name = path.rpartition("/")
             directory = below(place, parent)
-            if not os.path.isdir(f"{directory}/{name}"):
-                self._refuse(why_not(place, directory, controllers))
+            there = os.path.isdir(f"{directory}/{name}")
+            self._refuse(
+                is_threaded(f"{directory}/{name}") if there else why_not(place, directory, controllers)
+            )
             return f"{directory}/{name}"
         reasons = []
         for base in bases(place, self._command.cgroup_base):

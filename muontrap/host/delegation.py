@@ -86,14 +86,15 @@ def why_not(place: Place, base: str, controllers: set[str], *, enable: bool = Tr
         )
     if place.version == 1:
         return ""
-    return _is_unsuitable(base) or _cannot_leave(place, base) or _cannot_enable(base, controllers, enable)
+    return is_threaded(base) or _cannot_leave(place, base) or _cannot_enable(base, controllers, enable)
 
 
-def _is_unsuitable(base: str) -> str:
+def is_threaded(base: str) -> str:
+    """Tell that a directory of v2 is threaded, or below one that is; "" if not."""
     try:
         kind = read(f"{base}/cgroup.type").decode().strip()
     except FileNotFoundError:
-        return ""  # the root of all
+        return ""  # the root of all, or v1
     return "" if kind == "domain" else f"{base} is {kind}: what is in its groups can't be listed"
 
 
