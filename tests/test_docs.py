@@ -70,9 +70,13 @@ def test_every_block_is_found() -> None:
         assert sum(match["marker"] is not None for match in matches) == text.count("<!--")
 
 
-def test_the_page_on_escalation_is_generated() -> None:
-    generator = runpy.run_path(str(ROOT / "docs" / "generate.py"))
-    assert generator["page"]() == generator["OUTPUT"].read_text(encoding="utf-8"), "run docs/generate.py"
+@pytest.mark.parametrize("name", ["escalation", "limits"])
+def test_generated_pages_are_current(name: str) -> None:
+    pages = runpy.run_path(str(ROOT / "docs" / "generate.py"))["PAGES"]
+    text = {path.stem: (path, page) for path, page in pages.items()}
+    assert set(text) == {"escalation", "limits"}
+    path, page = text[name]
+    assert page() == path.read_text(encoding="utf-8"), "run docs/generate.py"
 
 
 @pytest.mark.parametrize(

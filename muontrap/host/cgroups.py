@@ -192,7 +192,7 @@ def place(command: Command, guard_id: int) -> Placing | None:
         limits = limits.replace(memory_oom_group=True)
     try:
         return _Choice(command, limits, discover()).placing(guard_id)
-    except (ContainmentError, ProtocolError, OSError):
+    except (ContainmentError, ProtocolError, OSError, ValueError):
         if command.insists_on_cgroup:
             raise
         return None

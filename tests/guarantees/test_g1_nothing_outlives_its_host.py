@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 from arena import BOUND, Arena, Host, is_alive
@@ -28,9 +28,14 @@ HOSTS_OWN_DEATHS = ("return", "exception", "sys-exit", "os-exit", "segv", "execv
 DEATHS_BY_SIGNAL = {"sigterm": signal.SIGTERM, "sigkill": signal.SIGKILL}
 
 
-def host(*, argvs: list[list[str]], options: dict[str, Any]) -> None:
+def host(*, argvs: list[list[str]], options: dict[str, Any], without: list[str] | None = None) -> None:
+    if without:
+        from layers import switch_off
+
+        switch_off(*without)
     processes = [muontrap.Launcher(line, delay_to_sigkill=GRACE, **options).launch() for line in argvs]
-    say(pids=[process.pid for process in processes])
+    groups = [list(process.cgroup.paths.values()) if process.cgroup else [] for process in processes]
+    say(pids=[process.pid for process in processes], groups=groups)
     while order := hear():
         if order == "fork":
             say(sibling=fork_behind_pythons_back())
@@ -52,12 +57,22 @@ def host(*, argvs: list[list[str]], options: dict[str, Any]) -> None:
     die(order)
 
 
+def start_without(
+    arena: Arena, command: str, without: Sequence[str], **options: Any
+) -> tuple[Host, list[int], list[list[str]]]:
+    """A host whose commands all stand as their programs want to, without some layers of containment
+    (layers.py); also the cgroups of each command.
+    """
+    argvs = COMMANDS[command](arena)
+    started = arena.host(host, argvs=argvs, options=options, without=list(without))
+    answer = started.hear()
+    arena.wait_ready(len(argvs))
+    return started, answer["pids"], answer["groups"]
+
+
 def start(arena: Arena, command: str, **options: Any) -> tuple[Host, list[int]]:
     """A host whose commands all stand as their programs want to."""
-    argvs = COMMANDS[command](arena)
-    started = arena.host(host, argvs=argvs, options=options)
-    pids = started.hear()["pids"]
-    arena.wait_ready(len(argvs))
+    started, pids, _groups = start_without(arena, command, (), **options)
     return started, pids
 
 
@@ -373,7 +388,13 @@ def test_command_attacks_its_guard(
 # --- The first milliseconds
 
 
-def early_host(*, line: list[str], warm: bool, delay: float | None) -> None:
+def early_host(
+    *, line: list[str], warm: bool, delay: float | None, options: dict[str, Any], without: list[str]
+) -> None:
+    if without:
+        from layers import switch_off
+
+        switch_off(*without)
     if warm:
         muontrap.start_guard()
     say(stands=True)
@@ -388,8 +409,35 @@ def early_host(*, line: list[str], warm: bool, delay: float | None) -> None:
 
         threading.Thread(target=exec_soon).start()
     for _ in range(3):
-        muontrap.Launcher(line, delay_to_sigkill=GRACE).launch()
+        muontrap.Launcher(line, delay_to_sigkill=GRACE, **options).launch()
     hear()
+
+
+def die_early(
+    arena: Arena,
+    death: str,
+    milliseconds: float,
+    program: str,
+    *,
+    warm: bool = True,
+    without: Sequence[str] = (),
+    **options: Any,
+) -> float:
+    """Start a host that launches, let it die that soon; the seconds until nothing is left."""
+    delay = milliseconds / 1000 if death == "execv" else None
+    line = argv(arena, program)
+    started = arena.host(
+        early_host, line=line, warm=warm, delay=delay, options=options, without=list(without)
+    )
+    started.hear()
+    moment = started.order("go")
+    if death == "execv":
+        arena.wait_ready(1, "became")
+        return arena.wait_left({started.pid}, bound=WITHIN) - moment
+    while time.monotonic() - moment < milliseconds / 1000:
+        pass
+    started.signal(signal.SIGKILL)
+    return arena.wait_left(bound=WITHIN) - moment
 
 
 @pytest.mark.parametrize("program", ["sleeper.py", "daemon.py"])
@@ -399,15 +447,4 @@ def early_host(*, line: list[str], warm: bool, delay: float | None) -> None:
 def test_death_in_the_first_milliseconds_of_a_launch(
     arena: Arena, measure: Measure, death: str, warm: bool, milliseconds: float, program: str
 ) -> None:
-    delay = milliseconds / 1000 if death == "execv" else None
-    started = arena.host(early_host, line=argv(arena, program), warm=warm, delay=delay)
-    started.hear()
-    moment = started.order("go")
-    if death == "execv":
-        arena.wait_ready(1, "became")
-        measure(arena.wait_left({started.pid}, bound=WITHIN) - moment)
-    else:
-        while time.monotonic() - moment < milliseconds / 1000:
-            pass
-        started.signal(signal.SIGKILL)
-        measure(arena.wait_left(bound=WITHIN) - moment)
+    measure(die_early(arena, death, milliseconds, program, warm=warm))

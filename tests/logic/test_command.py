@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muontrap.logic.command import _CHECKERS, DEVNULL, PIPE, STDOUT, Command, check_seconds, encode
+from muontrap.logic.limits import Limits
 
 NOFILE, LOCKS = resource.RLIMIT_NOFILE, 10
 # option, value, exception, what the message has to name
@@ -99,6 +100,28 @@ REFUSED: list[tuple[str, Any, type[Exception], str]] = [
     ("no_new_privs", "yes", TypeError, "no_new_privs.*'yes'"),
     ("pdeathsig", 0, ValueError, "pdeathsig.*0"),
     ("pdeathsig", 65, ValueError, "pdeathsig.*65"),
+    ("cgroup", "yes", ValueError, "cgroup.*'auto'.*'yes'"),
+    ("cgroup", None, ValueError, "cgroup.*None"),
+    ("cgroup_base", "/app", ValueError, "cgroup_base.*'/app'"),
+    ("cgroup_base", "app/../..", ValueError, "cgroup_base"),
+    ("cgroup_base", 3, TypeError, "cgroup_base.*3"),
+    ("cgroup_path", "", ValueError, "cgroup_path.*''"),
+    ("cgroup_path", "a//b", ValueError, "cgroup_path.*'a//b'"),
+    ("cgroup_path", "./a", ValueError, "cgroup_path"),
+    ("cgroup_path", "a\0", ValueError, "cgroup_path.*null"),
+    ("cgroup_controllers", "memory", TypeError, "cgroup_controllers.*'memory'"),
+    ("cgroup_controllers", ["memory", "../cpu"], ValueError, r"cgroup_controllers\[1\].*'../cpu'"),
+    ("cgroup_controllers", [""], ValueError, r"cgroup_controllers\[0\].*''"),
+    ("cgroup_sets", [("memory", "memory.max")], ValueError, r"cgroup_sets\[0\].*\(controller, file, value\)"),
+    ("cgroup_sets", [("memory", "../memory.max", "1")], ValueError, r"file of cgroup_sets\[0\]"),
+    ("cgroup_sets", [("a/b", "memory.max", "1")], ValueError, r"controller of cgroup_sets\[0\].*'a/b'"),
+    ("cgroup_sets", [("memory", "memory.max", b"1")], ValueError, r"value of cgroup_sets\[0\].*b'1'"),
+    ("cgroup_sets", [("memory", "memory.max", "1\0")], ValueError, r"value of cgroup_sets\[0\]"),
+    ("limits", "256M", TypeError, "limits.*'256M'"),
+    ("limits", {"memory": "256M"}, TypeError, "unknown limit 'memory'.*memory_max"),
+    ("limits", {"memory_max": "lots"}, ValueError, "memory_max.*'lots'"),
+    ("require", "tag", TypeError, "require.*'tag'"),
+    ("require", ["cgroups"], ValueError, r"require\[0\].*cgroup-v2.*'cgroups'"),
 ]
 # option, value, what becomes of it
 TAKEN: list[tuple[str, Any, Any]] = [
@@ -134,6 +157,20 @@ TAKEN: list[tuple[str, Any, Any]] = [
     ("cpu_affinity", range(2), (0, 1)),
     ("oom_score_adj", -1000, -1000),
     ("pdeathsig", signal.SIGKILL, 9),
+    ("cgroup", True, True),
+    ("cgroup", "auto", "auto"),
+    ("cgroup_base", "app/web", "app/web"),
+    ("cgroup_path", Path("app"), "app"),
+    ("cgroup_controllers", ["memory"], ("memory",)),
+    (
+        "cgroup_sets",
+        [["memory", "memory.max", 4096], ("cpu", "cpu.max", "max 1000")],
+        (("memory", "memory.max", "4096"), ("cpu", "cpu.max", "max 1000")),
+    ),
+    ("limits", {"memory_max": "1M"}, Limits(memory_max=2**20)),
+    ("limits", Limits(pids_max=3), Limits(pids_max=3)),
+    ("limits", None, None),
+    ("require", {"tag"}, ("tag",)),
 ]
 
 
@@ -214,6 +251,31 @@ def test_the_first_unknown_option_is_named_with_those_there_are() -> None:
 
 def test_foreground_without_a_new_session() -> None:
     assert Command(["true"], foreground=True, start_new_session=False).foreground
+
+
+def test_a_base_or_a_path() -> None:
+    with pytest.raises(ValueError, match="cgroup_base and cgroup_path"):
+        Command(["true"], cgroup_base="a", cgroup_path="b")
+
+
+@pytest.mark.parametrize(
+    ("options", "insists"),
+    [
+        ({}, False),
+        ({"cgroup": "auto"}, False),
+        ({"limits": {}}, False),
+        ({"limits": {"memory_max": "max"}}, False),
+        ({"require": ["tag"]}, False),
+        ({"cgroup": True}, True),
+        ({"cgroup_base": "a"}, True),
+        ({"cgroup_path": "a"}, True),
+        ({"cgroup_controllers": ["memory"]}, True),
+        ({"cgroup_sets": [("memory", "memory.max", 4096)]}, True),
+        ({"limits": {"memory_max": "1M"}, "cgroup": "auto"}, True),
+    ],
+)
+def test_what_insists_on_a_cgroup(options: dict[str, Any], insists: bool) -> None:
+    assert Command(["true"], **options).insists_on_cgroup is insists
 
 
 def test_a_group_alone_leaves_no_groups() -> None:
