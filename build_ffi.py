@@ -24,25 +24,15 @@ HEADERS = """
 #include <unistd.h>
 #include <linux/prctl.h>
 #include <linux/close_range.h>
-#include <linux/sched.h>
 """
 
 DECLARATIONS = """
 /* syscall(2): numbers from 424 on are the same everywhere but for a base, see kernel/abi.py */
 #define SYS_pidfd_send_signal 424
 #define SYS_pidfd_open 434
-#define SYS_clone3 435
 #define SYS_close_range 436
 #define CLOSE_RANGE_CLOEXEC 4
 long syscall(long number, ...);
-
-/* clone(2): flags that are 64 bits wide, as cffi's numbers are */
-#define CLONE_PIDFD 4096
-#define CLONE_INTO_CGROUP 8589934592
-struct clone_args {
-    uint64_t flags; uint64_t pidfd; uint64_t child_tid; uint64_t parent_tid; uint64_t exit_signal;
-    uint64_t stack; uint64_t stack_size; uint64_t tls; uint64_t set_tid; uint64_t set_tid_size; uint64_t cgroup;
-};
 
 /* prctl(2) */
 #define PR_SET_PDEATHSIG 1

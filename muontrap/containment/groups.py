@@ -144,25 +144,6 @@ class Directory:
             pass
 
 
-class Entrances:
-    """What a process writes "0" to, to join a group: a file in each hierarchy, with its path.
-
-    `unified` is the directory of v2, -1 where there is none, that a process can be born in; the first
-    of the files is its.
-    """
-
-    __slots__ = ("files", "unified")
-
-    def __init__(self) -> None:
-        self.files: list[tuple[str, int]] = []
-        self.unified: int = -1
-
-    def close(self) -> None:
-        """Close the files."""
-        for _, fd in self.files:
-            os.close(fd)
-
-
 class Group:
     """All directories of one command."""
 
@@ -188,22 +169,18 @@ class Group:
             raise
         return group
 
-    def entrances(self) -> Entrances:
-        """Open its entrances; the caller closes them."""
-        entrances = Entrances()
+    def entrances(self) -> list[tuple[str, int]]:
+        """Open what a process writes "0" to, to join: (path, descriptor) for each directory."""
+        paths = [f"{directory.path}/{_PROCS}" for directory in self._directories]
+        opened: list[tuple[str, int]] = []
         try:
-            for directory in self._directories:
-                path = f"{directory.path}/{_PROCS}"
-                file = (path, os.open(path, os.O_WRONLY | os.O_CLOEXEC))
-                if os.path.exists(f"{directory.path}/cgroup.events"):
-                    entrances.files.insert(0, file)
-                    entrances.unified = directory.fd
-                else:
-                    entrances.files.append(file)
+            for path in paths:
+                opened.append((path, os.open(path, os.O_WRONLY | os.O_CLOEXEC)))
         except BaseException:
-            entrances.close()
+            for _, fd in opened:
+                os.close(fd)
             raise
-        return entrances
+        return opened
 
     def pids(self) -> set[int]:
         """Return the processes that are in any of them."""

@@ -11,9 +11,8 @@ import os
 import resource
 import select
 
-from muontrap.containment.processes import Held
 from muontrap.guard.spawn import SIGNALS, StepFailed, first_that_runs
-from muontrap.kernel import identity, process, signals, sockets
+from muontrap.kernel import identity, process, signals
 from muontrap.logic.steps import in_order, moves
 from muontrap.logic.wire import Failed
 
@@ -21,63 +20,48 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from muontrap.containment.groups import Entrances
     from muontrap.logic.wire import Launch
 
     Limits = tuple[int, int]
+    Entrances = Sequence[tuple[str, int]]  # paths of cgroup.procs, opened
     Action = tuple[str, Callable[..., object], Sequence[object]]
 
 
 # One whose program is on a file system that does not answer must not hold up the others' ends.
 _EXECUTE_MS = 3
-# Of clone3(2): an older kernel, or a filter that does not know it.
-_NO_CLONE_INTO = (errno.ENOSYS, errno.EINVAL, errno.E2BIG)
-_REFUSED_ENTRANCE = (errno.EACCES, errno.EBUSY, errno.EOPNOTSUPP, errno.ENODEV)
 
 
 def fork(
     launch: Launch, directory: int, sources: Sequence[int], limits: Limits, entrances: Entrances
-) -> tuple[Held, int]:
-    """Fork the command's first process; return it and a pipe.
+) -> tuple[int, int]:
+    """Fork the command's first process; return (pid, pipe).
 
     The pipe, not blocking, gives a `Failed` record, or end of file when `execve` is done.  The tag is
     the caller's to put on; `limits` are those of descriptors, which the guard has raised for itself;
-    `entrances` are those of the command's cgroup, which the child is born in, or joins.
+    `entrances` are those of the command's cgroup.
     Raises `StepFailed` when there is no process to be had.
     """
-    opened: list[int] = []
-    joins = list(entrances.files)
     try:
-        opened += os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        plan = _plan(launch, directory, sources, limits, joins)
-        pid, pidfd = _clone(entrances, joins)
+        reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        sockets.close(opened)
-        if entrances.unified >= 0 and error.errno in _REFUSED_ENTRANCE:
-            raise StepFailed(error.errno or 0, "join", entrances.files[0][0]) from error
+        raise StepFailed(error.errno or 0, "descriptors") from error
+    plan = _plan(launch, directory, sources, limits, entrances)
+    highest = max(launch.targets, default=2)
+    try:
+        # Not clone3(2), which could give it birth in its cgroup: F37.
+        pid = os.fork()
+    except OSError as error:
+        os.close(reading)
+        os.close(writing)
         raise StepFailed(error.errno or 0, "fork") from error
-    reading, writing = opened
     if pid == 0:
-        _become(plan, launch, writing, max(launch.targets, default=2))
+        _become(plan, launch, writing, highest)
     os.close(writing)
     # Most children are there in less: until then, each page that the guard writes to is copied.
     poll = select.poll()
     poll.register(reading, select.POLLIN)
     poll.poll(_EXECUTE_MS)
-    return Held(pid, pidfd), reading
-
-
-def _clone(entrances: Entrances, joins: list[tuple[str, int]]) -> tuple[int, int]:
-    """Fork, into the command's group of v2 where the kernel can; then only the others are to be joined."""
-    if entrances.unified >= 0:
-        first = joins.pop(0)
-        try:
-            return process.fork(entrances.unified)
-        except OSError as error:
-            if error.errno not in _NO_CLONE_INTO:
-                raise
-            joins.insert(0, first)
-    return process.fork()
+    return pid, reading
 
 
 def _plan(
@@ -85,11 +69,11 @@ def _plan(
     directory: int,
     sources: Sequence[int],
     limits: Limits,
-    joins: Sequence[tuple[str, int]],
+    entrances: Entrances,
 ) -> list[Action]:
     """Return what the child does, in order: all that can be is worked out before there is a child."""
     special: dict[str, Callable[..., object]] = {
-        "join": lambda: _join(joins),
+        "join": lambda: _join(entrances),
         "chdir": lambda: os.fchdir(directory),
         "descriptors": lambda: _place(places),
         "pdeathsig": lambda signum: _arm(signum, guard),
@@ -127,8 +111,8 @@ def _become(plan: list[Action], launch: Launch, errors: int, highest: int) -> No
         os._exit(127)
 
 
-def _join(files: Sequence[tuple[str, int]]) -> None:
-    for path, fd in files:
+def _join(entrances: Entrances) -> None:
+    for path, fd in entrances:
         try:
             os.write(fd, b"0")
         except OSError as error:

@@ -164,6 +164,8 @@ class Command:
     def abandon(self, failure: Record) -> None:
         """There is no command: `execve` was never reached, and its process has been reaped."""
         self._give_terminal(to_command=False)
+        if self.placed:
+            self.placed.group.remove()
         self.tell(failure)
         self._escalation.state = "gone"
 
@@ -284,9 +286,9 @@ class Command:
             unkillable=sorted(left - self._not_permitted)[:_MOST_PIDS],
             cgroup=self.placed.readings().encode() if self.placed else b"",
         )
-        if self.placed and self._escalation.state == "gone" and not self.leaves_rest:
+        if self.placed and self._escalation.state == "gone":
             self._ended = ended
-            self._removed_by = now + _REMOVAL_BOUND
+            self._removed_by = now + (0.0 if self.leaves_rest else _REMOVAL_BOUND)
             self._finish(now)
         else:
             self.tell(ended)

@@ -9,7 +9,6 @@ import resource
 import select
 import time
 
-from muontrap.containment.groups import Entrances
 from muontrap.containment.processes import Held
 from muontrap.containment.tagged import TagReader
 from muontrap.errors import ProtocolError
@@ -246,14 +245,15 @@ class Guard:
             with _Tagged(tag, self._own_limit):
                 return self._hold(spawn(launch, directory, sources, self._limits)), None
         try:
-            entrances = placed.group.entrances() if placed else Entrances()
+            entrances = placed.group.entrances() if placed else []
         except OSError as error:
             raise StepFailed(error.errno or 0, "cgroup", str(error.filename)) from error
         try:
             with _Tagged(tag, self._own_limit):
-                return fork(launch, directory, sources, self._limits, entrances)
+                pid, pipe = fork(launch, directory, sources, self._limits, entrances)
         finally:
-            entrances.close()
+            sockets.close(fd for _, fd in entrances)
+        return self._hold(pid), pipe
 
     def _out_of_memory(self, command: Command) -> None:
         if command.placed and command.placed.oom_kills:

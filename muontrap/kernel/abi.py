@@ -15,10 +15,7 @@ if TYPE_CHECKING:
 
         SYS_pidfd_send_signal: int
         SYS_pidfd_open: int
-        SYS_clone3: int
         SYS_close_range: int
-        CLONE_PIDFD: int
-        CLONE_INTO_CGROUP: int
         CLOSE_RANGE_CLOEXEC: int
         PR_SET_PDEATHSIG: int
         PR_SET_DUMPABLE: int

@@ -8,7 +8,6 @@ import select
 
 from muontrap.kernel._generated_ffi import ffi
 from muontrap.kernel.abi import check, libc, syscall
-from muontrap.kernel.signals import SIGCHLD
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
 
 RLIMIT_LOCKS = libc.RLIMIT_LOCKS
 RLIM_INFINITY = 2**64 - 1
-_CLONE_ARGS_SIZE_VER0 = 64
 
 
 def pidfd_open(pid: int) -> int:
@@ -44,33 +42,6 @@ def pidfd_send_signal(pidfd: int, signum: int) -> bool:
             return False
         check(-1, "pidfd_send_signal")
     return True
-
-
-def fork(cgroup: int = -1) -> tuple[int, int]:
-    """Fork; return (pid, pidfd), in the child (0, -1).
-
-    Only for a process with one thread, and a child that does little but `execve`: the housekeeping of
-    `os.fork` is left out, for the 120 pages that it makes the kernel copy.  See clone3(2), Linux 5.3.
-
-    Args:
-        cgroup: descriptor of a directory of v2 that the child is born in (Linux 5.7), -1 for the
-            caller's own.
-    """
-    pidfd: Any = ffi.new("int *", -1)
-    arguments: Any = ffi.new("struct clone_args *")
-    arguments.flags = libc.CLONE_PIDFD
-    arguments.pidfd = int(ffi.cast("uintptr_t", pidfd))
-    arguments.exit_signal = SIGCHLD
-    size = _CLONE_ARGS_SIZE_VER0
-    if cgroup >= 0:
-        arguments.flags |= libc.CLONE_INTO_CGROUP
-        arguments.cgroup = cgroup
-        size = ffi.sizeof("struct clone_args")
-    pid = syscall(libc.SYS_clone3, int(ffi.cast("uintptr_t", arguments)), size)
-    if pid == -1 and ffi.errno == errno.ENOSYS and cgroup < 0:  # containers' filters know no clone3
-        pid = os.fork()
-        return pid, pidfd_open(pid) if pid else -1
-    return check(pid, "clone3"), pidfd[0] if pid else -1
 
 
 def is_dead(pidfd: int) -> bool:

@@ -214,41 +214,6 @@ def test_filesystem_type(tmp_path: Path) -> None:
     assert caught.value.filename == missing
 
 
-def test_fork_gives_a_child_and_its_pidfd() -> None:
-    out = run_python("""
-        import os
-        from muontrap.kernel import process
-        pid, pidfd = process.fork()
-        if pid == 0:
-            os._exit(7 if pidfd == -1 and os.getppid() != os.getpid() else 1)
-        print(pidfd >= 0, os.get_inheritable(pidfd), process.pidfd_send_signal(pidfd, 0))
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), process.pidfd_send_signal(pidfd, 0))
-    """)
-    assert out.split("\n") == ["True False True", "7 False"]
-
-
-@pytest.mark.parametrize("cgroup", [-1, 0])
-def test_fork_where_clone3_is_filtered(monkeypatch: pytest.MonkeyPatch, cgroup: int) -> None:
-    """As docker's older seccomp profiles do; a cgroup has to be joined otherwise then."""
-    syscall = process.syscall
-    monkeypatch.setattr(process, "syscall", lambda *_: syscall(100_000))  # ENOSYS
-    monkeypatch.setattr(os, "fork", lambda: 4711)
-    monkeypatch.setattr(process, "pidfd_open", lambda pid: pid + 1)
-    if cgroup < 0:
-        assert process.fork() == (4711, 4712)
-    else:
-        with pytest.raises(OSError, match="clone3") as caught:
-            process.fork(cgroup)
-        assert caught.value.errno == errno.ENOSYS
-
-
-def test_fork_that_is_refused() -> None:
-    """No such descriptor of a cgroup."""
-    with pytest.raises(OSError, match="clone3") as caught:
-        process.fork(999)
-    assert caught.value.errno == errno.EBADF
-
-
 def test_close_range_is_there() -> None:
     release = tuple(int(number) for number in os.uname().release.split("-")[0].split(".")[:2])
     assert process.has_close_range() == (release >= (5, 9))
