@@ -48,7 +48,7 @@ def fork(
     plan = _plan(launch, directory, sources, limits, entrances)
     highest = max(launch.targets, default=2)
     try:
-        # Not clone3(2), which could give it birth in its cgroup: F37.
+        # Not clone3(2), which could give it birth in its cgroup: F42.
         pid = os.fork()
     except OSError as error:
         os.close(reading)
