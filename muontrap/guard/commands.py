@@ -120,7 +120,8 @@ class Command:
     def main_exited(self, now: float) -> None:
         """The main process is dead (not reaped: its pid stays its own)."""
         self._exited = True
-        self._perform(self._escalation.fire("exited", now), now)
+        if self._escalation.state != "gone":  # it was found dead before its pidfd was looked at
+            self._perform(self._escalation.fire("exited", now), now)
 
     def stop(self, now: float, reason: bytes, delay: float | None = None) -> None:
         """Begin, or hasten, the end."""
@@ -274,7 +275,7 @@ class Command:
         pid, status, usage = os.wait4(self.main.pid, os.WNOHANG)
         peak = usage.ru_maxrss if usage.ru_maxrss > self._guard_peak else -1
         figures = (*usage[:2], peak, *usage[6:8], *usage[9:11], *usage[14:16])
-        left = self._alive if self._exited else self._alive | {self.main.pid}
+        left = self._alive if pid or self._exited else self._alive | {self.main.pid}
         self._give_terminal(to_command=False)
         ended = Ended(
             status=status if pid else -1,

@@ -264,9 +264,9 @@ def _kill_mode(name: str, value: Any) -> str:
 
 
 def _cgroup(name: str, value: Any) -> bool | str:
-    if value not in (True, False, "auto"):
+    if not isinstance(value, bool) and value != "auto":
         raise ValueError(f"{name} must be True, False or 'auto', not {value!r}")
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def check_cgroup_path(name: str, value: Any) -> str:
