@@ -264,7 +264,9 @@ def _kill_mode(name: str, value: Any) -> str:
 
 
 def _cgroup(name: str, value: Any) -> bool | str:
-    if not isinstance(value, bool) and value != "auto":
+    if value == "auto":
+        return "auto"
+    if not isinstance(value, bool):
         raise ValueError(f"{name} must be True, False or 'auto', not {value!r}")
     return value
 
