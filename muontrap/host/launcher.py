@@ -173,6 +173,8 @@ class Launcher:
             placing = _placing(command, link)
             launch = self._plan(situation, link, streams, directory, placing)
             launch.announce = int(announce)
+            if placing:
+                link.bases.update(map(os.path.dirname, placing.cgroup.paths.values()))
             status = link.request(launch, [directory, *streams.sources])
             if announce:
                 streams.pipes.open_files(command)

@@ -18,6 +18,7 @@ from struct import pack
 import _cffi_backend
 
 import muontrap
+from muontrap.containment.groups import remove_abandoned
 from muontrap.containment.tagged import TagReader, kill_guardless
 from muontrap.errors import GuardDied, GuardError
 from muontrap.host.situation import Situation, environment
@@ -50,6 +51,7 @@ class Link:
         self.situation = situation
         self.keep_privileges = keep_privileges
         self.environment = dict(environment())
+        self.bases: set[str] = set()  # directories in which its cgroups are
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._requests = ours
         self._words, words = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -133,6 +135,8 @@ class Link:
             # A watch that a command has stopped can't clean up.
             pidfd_send_signal(pidfd, signal.SIGCONT)
         wait_readable([self._pidfds[0]], deadline - time.monotonic())
+        for base in self.bases:
+            remove_abandoned(base)
         left = kill_guardless(self._reader, self.hello.guard_id, max(0.1, deadline - time.monotonic()))
         said = self._last_words()
         return GuardDied(f"the guard died under {what}, which has been killed{said and ': ' + said}", left)

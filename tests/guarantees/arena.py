@@ -122,9 +122,10 @@ class CgroupLedger:
         return found
 
     def freeze(self, *, frozen: bool) -> None:
-        for name, values in ("freezer.state", ("THAWED", "FROZEN")), ("cgroup.freeze", ("0", "1")):
-            if (self.path / name).exists():
-                (self.path / name).write_text(values[frozen], encoding="ascii")
+        for folder, _, _ in os.walk(self.path):
+            for name, values in ("freezer.state", ("THAWED", "FROZEN")), ("cgroup.freeze", ("0", "1")):
+                if Path(folder, name).exists():
+                    Path(folder, name).write_text(values[frozen], encoding="ascii")
 
     def remove(self) -> None:
         self.graveyard.append(self.path)
