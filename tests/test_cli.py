@@ -1,4 +1,4 @@
-"""`muontrap run`: streams, exit statuses, signals, and a terminal's job control."""
+"""`muontrap run`: streams, exit statuses, limits, signals, and a terminal's job control."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ from typing import Any
 import pytest
 
 import muontrap
+from muontrap.cli.arguments import LIMITS, options, parser
+from muontrap.cli.report import text
+from muontrap.host import cgroups
+from muontrap.logic.command import Command
+from muontrap.logic.limits import Limits
 
 BOUND = 20.0  # s, for things that take milliseconds
 CLI = [sys.executable, "-m", "muontrap"]
@@ -143,10 +148,12 @@ def test_information_is_on_stdout(arguments: tuple[str, ...]) -> None:
 
 
 def test_every_option_is_documented() -> None:
-    reference = Path(__file__).parent.parent / "docs" / "reference" / "command-line.md"
-    documented = set(re.findall(r"^\| `(--[a-z-]+)", reference.read_text(), re.MULTILINE))
-    options = set(re.findall(r"--[a-z][a-z-]+", run("run", "--help").stdout.decode()))
-    assert options - {"--help"} == documented
+    reference = Path(__file__).parent.parent / "docs" / "reference"
+    pages = [(reference / name).read_text() for name in ("command-line.md", "limits.md", "doctor.md")]
+    documented = set(re.findall(r"^\|(?: `\w+` \|)? `(--[a-z-]+)", "\n".join(pages), re.MULTILINE))
+    helps = [run(command, "--help").stdout.decode() for command in ("run", "doctor")]
+    found = set(re.findall(r"--[a-z][a-z-]+", "\n".join(helps)))
+    assert found - {"--help"} == documented
 
 
 @pytest.mark.parametrize(
@@ -179,6 +186,31 @@ def test_every_option_is_documented() -> None:
         (("run", "--user", "4000000000", "true"), "--group"),
         (("run", "--cwd", "/no/such/folder", "true"), "/no/such/folder"),
         (("run", "--cwd", "/etc/passwd", "true"), "/etc/passwd"),
+        (("run", "--memory-max", "64X", "true"), "--memory-max must be a number of bytes"),
+        (("run", "--memory-max", "64", "true"), "--memory-max must be 4096 or more"),
+        (("run", "--memory-min", "max", "true"), "--memory-min"),
+        (("run", "--pids-max", "few", "true"), "--pids-max must be an integer"),
+        (("run", "--pids-max", "0", "true"), "--pids-max must be from 1"),
+        (("run", "--cpu-max", "0", "true"), "--cpu-max must be from 0.01"),
+        (("run", "--cpu-weight", "9" * 5000, "true"), "--cpu-weight"),
+        (("run", "--cpu-idle", "yes", "--cpu-weight", "3", "true"), "--cpu-weight=3 has no meaning"),
+        (("run", "--cpu-idle", "maybe", "true"), "'maybe'"),
+        (("run", "--cpuset-cpus", "1-0", "true"), "--cpuset-cpus"),
+        (("run", "--io-max", "", "true"), "--io-max"),
+        (("run", "--io-max", "sda rbps=1M", "true"), "--io-max must be of devices"),
+        (("run", "--io-max", "8:0 bps=1M", "true"), "--io-max['8:0'] must be of rbps"),
+        (("run", "--io-max", "8:0 rbps", "true"), "--io-max"),
+        (("run", "--cgroup", "true", "true"), "'true'"),
+        (("run", "--cgroup-base", "/app", "true"), "--cgroup-base must be a path below"),
+        (("run", "--cgroup-path", "../app", "true"), "--cgroup-path must be a path below"),
+        (("run", "--cgroup-base", "a", "--cgroup-path", "b", "true"), "--cgroup-base and --cgroup-path"),
+        (("run", "--cgroup-controller", "../x", "true"), "--cgroup-controller must be a name"),
+        (("run", "--cgroup-set", "memory.max=1", "true"), "CONTROLLER:FILE=VALUE"),
+        (("run", "--cgroup-set", "memory:memory.max", "true"), "CONTROLLER:FILE=VALUE"),
+        (("run", "--cgroup-set", "memory:a/b=1", "true"), "the file of --cgroup-set must be a name"),
+        (("run", "--require", "walls", "true"), "'walls'"),
+        (("run", "--cgroup-base", "no/such/group", "true"), "no/such/group"),
+        (("doctor", "--xml"), "--xml"),
     ],
 )
 def test_what_makes_no_sense_is_named(arguments: tuple[str, ...], named: str) -> None:
@@ -365,6 +397,165 @@ def test_user_and_group_by_number() -> None:
 def test_root_on_purpose() -> None:
     done = sh("id -u", "--user", "root", "--allow-root")
     assert done.stdout == b"0\n"
+
+
+# Limits and cgroups
+
+
+def chosen(*arguments: str) -> dict[str, Any]:
+    """The library's options for these arguments."""
+    return dict(options(parser().parse_args(["run", *arguments, "true"])))
+
+
+def need(**options: Any) -> None:
+    """Skip where there can't be such a cgroup."""
+    try:
+        cgroups.place(Command(["true"], cgroup=True, **options), 1)
+    except muontrap.ContainmentError as error:
+        pytest.skip(str(error))
+
+
+HOG = [sys.executable, "-c", "bytearray(b'x') * 300_000_000"]
+
+
+def test_limits_are_those_of_the_library() -> None:
+    assert list(LIMITS) == list(Limits.__annotations__)
+    given = {
+        "memory_max": ("256M", "256M"),
+        "memory_high": ("1.5G", "1.5G"),
+        "memory_low": ("4096", "4096"),
+        "memory_min": ("1K", "1K"),
+        "memory_swap_max": ("max", "max"),
+        "memory_oom_group": ("no", False),
+        "cpu_max": ("0.5", "0.5"),
+        "cpu_weight": ("50", 50),
+        "cpu_idle": ("no", False),
+        "pids_max": ("64", 64),
+        "io_weight": ("20", 20),
+        "io_max": ("8:0 rbps=1M wiops=100", {"8:0": {"rbps": "1M", "wiops": 100}}),
+        "cpuset_cpus": ("0-3,5", "0-3,5"),
+        "cpuset_mems": ("0", "0"),
+    }
+    arguments = [part for name, (said, _) in given.items() for part in (f"--{name.replace('_', '-')}", said)]
+    found = chosen(*arguments)["limits"]
+    assert found == {name: value for name, (_, value) in given.items()}
+    assert Limits(**found)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option", "value"),
+    [
+        ((), "limits", None),
+        ((), "cgroup", False),
+        (("--cgroup", "yes"), "cgroup", True),
+        (("--cgroup", "auto"), "cgroup", "auto"),
+        (("--cpu-max", "50000 100000"), "limits", {"cpu_max": "50000 100000"}),
+        (("--pids-max", "max"), "limits", {"pids_max": "max"}),
+        (
+            ("--io-max", "8:0 rbps=1M", "--io-max", "8:16,riops=5,wiops=max", "--io-max", "8:0 wbps=2M"),
+            *(
+                "limits",
+                {"io_max": {"8:0": {"rbps": "1M", "wbps": "2M"}, "8:16": {"riops": 5, "wiops": "max"}}},
+            ),
+        ),
+        (("--cgroup-base", "app"), "cgroup_base", "app"),
+        (("--cgroup-path", "app/web"), "cgroup_path", "app/web"),
+        (
+            ("--cgroup-controller", "cpu", "--cgroup-controller", "memory"),
+            *("cgroup_controllers", ["cpu", "memory"]),
+        ),
+        (
+            ("--cgroup-set", "memory:memory.max=268435456", "--cgroup-set", "cpu:cpu.max=5 10=x:y"),
+            *("cgroup_sets", [("memory", "memory.max", "268435456"), ("cpu", "cpu.max", "5 10=x:y")]),
+        ),
+        (("--require", "tag", "--require", "cgroup"), "require", ["tag", "cgroup"]),
+    ],
+)
+def test_options_of_the_library(arguments: tuple[str, ...], option: str, value: Any) -> None:
+    assert chosen(*arguments)[option] == value
+
+
+@pytest.mark.parametrize(
+    ("message", "here"),
+    [
+        ("memory_max must be 3", "--memory-max must be 3"),
+        ("the period of cpu_max", "the period of --cpu-max"),
+        ("/sys/memory_max/x and 'cpu_max'", "/sys/memory_max/x and 'cpu_max'"),
+        ("a_b and cgroup_bases", "a_b and cgroup_bases"),
+        ("cgroup_sets[2] is wrong", "--cgroup-set is wrong"),
+        ("pass allow_root=True if", "pass --allow-root if"),
+        ("needs group=, says", "needs --group, says"),
+    ],
+)
+def test_names_of_options_in_messages(message: str, here: str) -> None:
+    assert text(ValueError(message)) == here
+    assert text(KeyError(message)) == here
+
+
+@pytest.mark.slow
+def test_out_of_memory_is_said() -> None:
+    need(limits={"memory_max": "64M"})
+    done = run("run", "--memory-max", "64M", "--", *HOG)
+    assert done.returncode == 128 + signal.SIGKILL
+    said = done.stderr.decode()
+    assert re.fullmatch(r"muontrap: out of memory \(limit 64 MiB, peak (64|63\.\d) MiB\)\n", said), said
+
+
+@pytest.mark.slow
+def test_killed_is_not_out_of_memory() -> None:
+    need(limits={"memory_max": "64M"})
+    done = sh("kill -KILL $$", "--memory-max", "64M")
+    assert (done.returncode, done.stderr) == (128 + signal.SIGKILL, b"")
+
+
+@pytest.mark.slow
+def test_stats_of_an_end_of_memory() -> None:
+    need(limits={"memory_max": "64M"})
+    said = run("run", "--stats", "--memory-max", "64M", "--", *HOG).stderr.decode()
+    assert said.startswith("muontrap: reason: out-of-memory\nmuontrap: killed by: SIGKILL\n")
+    for pattern in (
+        r"containment: cgroup-v[12], (tag, )?subreaper",
+        r"cgroup memory: peak \d+\.\d MiB, limit 64\.0 MiB",
+        r"cgroup oom: \d+ process(es)? killed",
+        r"out of memory \(limit 64 MiB, peak .*\)",
+    ):
+        assert re.search(f"^muontrap: {pattern}$", said, re.MULTILINE), said
+
+
+@pytest.mark.slow
+def test_stats_of_a_throttled_command() -> None:
+    need(limits={"cpu_max": 0.2})
+    loop = "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done"
+    said = sh(loop, "--stats", "--cpu-max", "0.2").stderr.decode()
+    # v1's cpu controller alone does not count the time.
+    pattern = (
+        r"cgroup cpu: (\d+\.\d{3} s, .* user, .* system, )?throttled in \d+ of \d+ periods for \d+\.\d{3} s$"
+    )
+    assert re.search(f"^muontrap: {pattern}", said, re.MULTILINE), said
+
+
+def test_stats_of_refused_forks() -> None:
+    need(limits={"pids_max": 3})
+    said = sh("sleep 5 & sleep 5 & sleep 5 & sleep 5", "--stats", "--pids-max", "3").stderr.decode()
+    assert re.search(r"^muontrap: cgroup processes: (peak 3, )?refused \d+$", said, re.MULTILINE), said
+
+
+def test_cgroup_set() -> None:
+    need(limits={"pids_max": 3})
+    done = sh("sleep 5 & sleep 5 & sleep 5 & sleep 5", "--cgroup-set", "pids:pids.max=3")
+    assert b"fork" in done.stderr
+    refused = sh("true", "--cgroup-set", "pids:pids.max=few")
+    assert refused.returncode == 125
+    assert re.match(r"muontrap: '/.*/pids\.max': Invalid argument .*'few'", refused.stderr.decode())
+
+
+def test_require() -> None:
+    assert sh("exit 3", "--require", "subreaper").returncode == 3
+    done = sh("exit 3", "--require", "cgroup")
+    assert done.returncode == 125
+    assert re.match(rb"muontrap: --require 'cgroup': .*`muontrap doctor`", done.stderr)
+    need()
+    assert sh("exit 3", "--require", "cgroup", "--cgroup", "auto").returncode == 3
 
 
 # Signals
@@ -560,8 +751,8 @@ def stopped(signum: int = signal.SIGTSTP) -> dict[str, Any]:
 # Says its pid, and what comes to it: signals, and lines that are typed.
 LISTENER = """
 import os, signal, sys
-signal.signal(signal.SIGINT, lambda *_: print("<INT>", flush=True))
-signal.signal(signal.SIGCONT, lambda *_: print("<CONT>", flush=True))
+signal.signal(signal.SIGINT, lambda *_: os.write(1, b"<INT>\\n"))  # print() may be what it interrupts
+signal.signal(signal.SIGCONT, lambda *_: os.write(1, b"<CONT>\\n"))
 print(f"<{os.getpid()} {os.getpgrp()} {os.getsid(0)} {os.tcgetpgrp(0)}>", flush=True)
 for line in sys.stdin:
     if line == "end\\n":

@@ -12,8 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from muontrap.errors import ContainmentError
+from muontrap.host.cgroups import place
+from muontrap.logic.command import Command
+
 ROOT = Path(__file__).parent.parent
-# A line before a block: <!-- needs root --> or <!-- not run: why -->
+# A line before a block: <!-- needs root -->, <!-- needs cgroups --> or <!-- not run: why -->
 BLOCK = re.compile(
     r"^(?:<!-- (?P<marker>.+?) -->\n)?```python\n(?P<code>.*?)^```\n(?:\n```text\n(?P<output>.*?)^```\n)?",
     re.MULTILINE | re.DOTALL,
@@ -32,13 +36,24 @@ def blocks() -> list[object]:
     return found
 
 
+def need_cgroups() -> None:
+    """Skip where there can't be limits."""
+    command = Command(["true"], limits={"memory_max": "64M", "cpu_max": 0.5, "pids_max": 64})
+    try:
+        place(command, 1)
+    except ContainmentError as error:
+        pytest.skip(str(error))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("block", blocks())
 def test_example(block: re.Match[str], tmp_path: Path) -> None:
     marker = block["marker"] or ""
     if marker.startswith("not run: ") or (marker == "needs root" and os.geteuid() != 0):
         pytest.skip(marker)
-    assert marker in ("", "needs root")
+    if marker == "needs cgroups":
+        need_cgroups()
+    assert marker in ("", "needs root", "needs cgroups")
     argv = [sys.executable, "-W", "error", "-X", "dev", "-c", block["code"]]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     done = subprocess.run(

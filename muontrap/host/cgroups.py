@@ -223,6 +223,10 @@ class _Choice:
             for controller in sorted(self._v1)
         }
         paths.update(self._containing(name, needed=not paths))
+        points = {self._layout.controllers[name].point: path for name, path in paths.items() if name}
+        for controller, place in self._layout.controllers.items():
+            if place.point in points:  # mounted together: it has figures to be read, too
+                paths.setdefault(controller, points[place.point])
         cgroup = Cgroup(paths, oom_group_v1=bool(self._limits_v1.memory_oom_group))
         placement = Placement(
             directories=[os.fsencode(self._mark + path) for path in dict.fromkeys(paths.values())],

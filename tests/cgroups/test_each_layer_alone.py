@@ -22,7 +22,8 @@ Every command must die by each, except:
   the next guard. Nor with the host besides: there `pdeathsig` holds, and no layer does.
 
 A pair of death and command costs 0.2 s: all deaths meet some commands, all commands some deaths.
-MUONTRAP_TEST_PAIRS=all is every pair, few are a few for each layer. On the machines of tests/machines, which are slow, this does:
+MUONTRAP_TEST_PAIRS=all is every pair, few are a few for each layer. On the machines of tests/machines,
+which are slow, this does:
 `-k "(sigkill-daemon] or guard-main-thread-ends] or escapes) and not then"`.
 
 The arena counts as before. What muontrap moves in another hierarchy stays where it was in the arena's;

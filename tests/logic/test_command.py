@@ -102,6 +102,7 @@ REFUSED: list[tuple[str, Any, type[Exception], str]] = [
     ("pdeathsig", 65, ValueError, "pdeathsig.*65"),
     ("cgroup", "yes", ValueError, "cgroup.*'auto'.*'yes'"),
     ("cgroup", None, ValueError, "cgroup.*None"),
+    ("cgroup", 1, ValueError, "cgroup.*1"),
     ("cgroup_base", "/app", ValueError, "cgroup_base.*'/app'"),
     ("cgroup_base", "app/../..", ValueError, "cgroup_base"),
     ("cgroup_base", 3, TypeError, "cgroup_base.*3"),
