@@ -22,11 +22,9 @@ HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parents[1]
 
 # What needs cgroups, or must do without: files of tests, and options of pytest.
-CGROUP_TESTS = [
-    "tests/guarantees/test_g2_wait_means_gone.py",
-    "-k",
-    "run_returns_with_all_output or no_delay_means_sigkill or checks",
-]
+# Launches are slow there: of the pairs of layer, death and command, a few.
+_PAIRS = "(sigkill-daemon] or guard-main-thread-ends] or escapes) and not then"
+CGROUP_TESTS = ["tests/cgroups", "-k", f"checks or not each_layer_alone or ({_PAIRS})"]
 CHECKS = "tests/machines/checks.py"  # that the machine is what it is taken for
 
 # name: arguments of boot.py
