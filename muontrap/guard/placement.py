@@ -29,7 +29,7 @@ class Placed:
         self._paths = list(map(os.fsdecode, placement.readings))
         self._before: dict[bytes, bytes] = {}
         self.oom_kills: OomKills | None = None
-        self.group = Group.make(plan, list(zip(*[iter(texts)] * 4, strict=True)))
+        self.group: Group = Group.make(plan, list(zip(*[iter(texts)] * 4, strict=True)))
         try:
             if not all(new for _, new in plan):
                 self._before = self._read()

@@ -50,7 +50,7 @@ class Link:
     def __init__(self, situation: Situation, executable: str, *, keep_privileges: bool) -> None:
         self.situation = situation
         self.keep_privileges = keep_privileges
-        self.environment = dict(environment())
+        self.environment: dict[bytes, bytes] = dict(environment())
         self.bases: set[str] = set()  # directories in which its cgroups are
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._requests = ours

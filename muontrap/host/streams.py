@@ -56,7 +56,7 @@ class Streams:
     def __init__(self, command: Command) -> None:
         self.targets: list[int] = []
         self.sources: list[int] = []
-        self.pipes = Pipes()
+        self.pipes: Pipes = Pipes()
         self._temporary: list[int] = []
         self._outputs: list[int] = []
         try:

@@ -102,7 +102,8 @@ class CgroupStatistics:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, CgroupStatistics) and self.__dict__ == other.__dict__
 
-    __hash__ = None  # type: ignore[assignment]  # it has mappings
+    def __hash__(self) -> int:
+        return hash(repr(self))
 
     def __repr__(self) -> str:
         known = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if value is not None)

@@ -22,7 +22,7 @@ import muontrap
 pytestmark = pytest.mark.needs("group")
 
 FULL = os.environ.get("MUONTRAP_FULL") == "1"
-SEQUENTIAL = 1000 if FULL else 40 if IS_UML else 300
+SEQUENTIAL = 40 if IS_UML and not FULL else 1000
 AT_ONCE = 50 if FULL or not IS_UML else 12
 
 
