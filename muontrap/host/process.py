@@ -356,31 +356,33 @@ class Process:
     def _take(self, record: Record | None, fds: list[int]) -> None:
         first, self._stuck_at = self._stuck_at is not None, None
         if record is None and first and self._link.survives():
-            self._fail(errno.EMFILE, "descriptors")  # the guard could not take the request's
+            self._failure = self._error(errno.EMFILE, "descriptors")  # the guard could not take the request's
         elif record is None:
             self._died = self._link.lost(f"command {self.args!r}")
         elif isinstance(record, Started):
             self.pid, self.pidfd = record.pid, fds[0]
-        elif isinstance(record, Failed) and record.step == b"credentials":
-            self._failure = self._link.stale()
-        elif isinstance(record, Failed) and self._placing and record.step in (b"cgroup", b"join"):
-            self._failure = self._placing.refused(record.errno, os.fsdecode(record.path))
-            if not self._insists:
-                self._failure = NotPlaced(*self._failure.args)
         elif isinstance(record, Failed):
-            self._fail(record.errno, record.step.decode("ascii", "replace"))
+            self._failure = self._failure_of(record)
         elif isinstance(record, Ended) and self._lost_pidfd:
-            self._fail(errno.EMFILE, "descriptors")
+            self._failure = self._error(errno.EMFILE, "descriptors")
         elif isinstance(record, Ended):
             self._result = CompletedProcess(self.args, record, self._placing)
         elif isinstance(record, Suspended):
             self._suspended = record.signum
 
-    def _fail(self, code: int, step: str) -> None:
-        """Note the exception that `subprocess` would raise; it names the step where that could not."""
+    def _failure_of(self, failed: Failed) -> OSError:
+        if failed.step == b"credentials":
+            return self._link.stale()
+        if self._placing and failed.step in (b"cgroup", b"join"):
+            refusal = self._placing.refused(failed.errno, os.fsdecode(failed.path))
+            return refusal if self._insists else NotPlaced(*refusal.args)
+        return self._error(failed.errno, failed.step.decode("ascii", "replace"))
+
+    def _error(self, code: int, step: str) -> OSError:
+        """Return the exception that `subprocess` would raise; it names the step where that could not."""
         paths = {"execve": self._program, "chdir": self._directory}
         text = os.strerror(code) if step in paths else f"{os.strerror(code)} (at {step})"
-        self._failure = OSError(code, text, paths.get(step, self._program))
+        return OSError(code, text, paths.get(step, self._program))
 
     def _forget_in_child(self) -> None:
         """Close what the guard would see open although the host, the parent, has closed it."""
