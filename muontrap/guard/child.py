@@ -12,7 +12,7 @@ import resource
 import select
 
 from muontrap.guard.spawn import SIGNALS, StepFailed, first_that_runs
-from muontrap.kernel import identity, process, signals
+from muontrap.kernel import identity, process, signals, sockets
 from muontrap.logic.steps import in_order, moves
 from muontrap.logic.wire import Failed
 
@@ -20,6 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from muontrap.containment.groups import Group
     from muontrap.logic.wire import Launch
 
     Limits = tuple[int, int]
@@ -32,31 +33,36 @@ _EXECUTE_MS = 3
 
 
 def fork(
-    launch: Launch, directory: int, sources: Sequence[int], limits: Limits, entrances: Entrances
+    launch: Launch, directory: int, sources: Sequence[int], limits: Limits, group: Group | None
 ) -> tuple[int, int]:
     """Fork the command's first process; return (pid, pipe).
 
     The pipe, not blocking, gives a `Failed` record, or end of file when `execve` is done.  The tag is
     the caller's to put on; `limits` are those of descriptors, which the guard has raised for itself;
-    `entrances` are those of the command's cgroup.
+    `group` is the command's cgroup, which the child joins.
     Raises `StepFailed` when there is no process to be had.
     """
     try:
-        reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        entrances = group.entrances() if group else []
     except OSError as error:
-        raise StepFailed(error.errno or 0, "descriptors") from error
-    plan = _plan(launch, directory, sources, limits, entrances)
-    highest = max(launch.targets, default=2)
+        raise StepFailed(error.errno or 0, "cgroup", str(error.filename)) from error
+    opened = [fd for _, fd in entrances]
+    step = "descriptors"
     try:
+        reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        opened += reading, writing
+        plan = _plan(launch, directory, sources, limits, entrances, group)
+        highest = max(launch.targets, default=2)
+        step = "fork"
         # Not clone3(2), which could give it birth in its cgroup: F42.
         pid = os.fork()
+        if pid == 0:
+            _become(plan, launch, writing, highest)
+        opened.remove(reading)
     except OSError as error:
-        os.close(reading)
-        os.close(writing)
-        raise StepFailed(error.errno or 0, "fork") from error
-    if pid == 0:
-        _become(plan, launch, writing, highest)
-    os.close(writing)
+        raise StepFailed(error.errno or 0, step) from error
+    finally:
+        sockets.close(opened)
     # Most children are there in less: until then, each page that the guard writes to is copied.
     poll = select.poll()
     poll.register(reading, select.POLLIN)
@@ -70,6 +76,7 @@ def _plan(
     sources: Sequence[int],
     limits: Limits,
     entrances: Entrances,
+    group: Group | None,
 ) -> list[Action]:
     """Return what the child does, in order: all that can be is worked out before there is a child."""
     special: dict[str, Callable[..., object]] = {
@@ -81,7 +88,10 @@ def _plan(
     guard = os.getpid()
     places = list(zip(moves(launch.targets, sources), launch.targets, strict=True))
     steps = in_order([*launch.steps, ("chdir", ()), ("descriptors", ())])
+    # Its locks are the guard's.
+    locks: list[Action] = [("join", group.close, ())] if group else []
     first: list[Action] = [
+        *locks,
         ("descriptors", process.close_on_exec_from, (0,)),
         ("rlimit", resource.setrlimit, (resource.RLIMIT_NOFILE, limits)),
         # A child of the guard is not dumpable either, and then may not write to /proc/self.

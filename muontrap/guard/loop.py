@@ -244,15 +244,8 @@ class Guard:
         if launch.spawn:
             with _Tagged(tag, self._own_limit):
                 return self._hold(spawn(launch, directory, sources, self._limits)), None
-        try:
-            entrances = placed.group.entrances() if placed else []
-        except OSError as error:
-            raise StepFailed(error.errno or 0, "cgroup", str(error.filename)) from error
-        try:
-            with _Tagged(tag, self._own_limit):
-                pid, pipe = fork(launch, directory, sources, self._limits, entrances)
-        finally:
-            sockets.close(fd for _, fd in entrances)
+        with _Tagged(tag, self._own_limit):
+            pid, pipe = fork(launch, directory, sources, self._limits, placed.group if placed else None)
         return self._hold(pid), pipe
 
     def _out_of_memory(self, command: Command) -> None:
