@@ -69,12 +69,12 @@ def main(host_pid: int, thread: int, check_privileges: bool) -> None:
     # Read when the guard has died; when it is full, the next guard removes what the watch does not.
     places, tell = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     watch_pid = os.getpid()
+    process.set_name(b"muontrap-watch")
     guard_pid = os.fork()
     if guard_pid:
         os.close(_REQUESTS)  # held here too, it would hide the guard's death from the host
         os.close(tell)
         os.setsid()
-        process.set_name(b"muontrap-watch")
         Watch(guard_pid, _HOST, shared.get, guard_id, reader, places).run()
         return
     process.set_child_subreaper()
