@@ -37,8 +37,7 @@ FILES_V1: dict[str, tuple[str, ...]] = {
 
 # PAGE_COUNTER_MAX, v1's "no limit", is LONG_MAX rounded down to pages, of 64 KiB at most.
 _UNLIMITED = 2**63 - 2**16
-# On 32-bit kernels it is LONG_MAX pages.
-_UNLIMITED_32 = (2**31 - 1) * 4096
+# 32-bit kernels have another, 8 TiB: a limit as good as none.
 _V1_DIRECTIONS = {"Read": "r", "Write": "w", "Discard": "d"}  # Sync and Async count the same again
 
 
@@ -124,7 +123,7 @@ def number(text: bytes, name: str) -> int | None:
 def number_v1(text: bytes, name: str) -> int | None:
     """Return the number that a v1 file is, None also for -1 and for the number that means no limit."""
     value = None if text.strip() == b"-1" else number(text, name)
-    return None if value is None or value >= _UNLIMITED or value == _UNLIMITED_32 else value
+    return None if value is None or value >= _UNLIMITED else value
 
 
 def flat_keyed(text: bytes, name: str = "flat keyed file") -> dict[str, int]:
