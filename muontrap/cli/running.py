@@ -136,7 +136,9 @@ class _Watcher:
 
     def _suspend(self, terminal: Terminal, signum: int) -> None:
         """Stop, as the command did: our shell then sees its job stopped, and can continue it."""
-        wants_terminal = signum in (signal.SIGTTIN, signal.SIGTTOU) and terminal.is_ours()
+        # Stopped for want of the terminal, which we have, or which it has got since.
+        reached = terminal.foreground() in (os.getpgrp(), self._process.pid)
+        wants_terminal = signum in (signal.SIGTTIN, signal.SIGTTOU) and reached
         terminal.take_back()
         if not wants_terminal:
             os.killpg(0, signal.SIGTSTP)

@@ -42,7 +42,7 @@ class Terminal:
 
     def is_ours(self) -> bool:
         """Tell whether our process group is in the foreground."""
-        return self._foreground() == os.getpgrp()
+        return self.foreground() == os.getpgrp()
 
     def lend(self) -> bool:
         """Note the modes if we are in the foreground, for the guard to move a command there."""
@@ -57,7 +57,7 @@ class Terminal:
             self._set_modes(self._commands_modes)
             self._set_foreground(group)
         else:
-            self._is_lent = self._foreground() == group
+            self._is_lent = self.foreground() == group
 
     def take_back(self) -> None:
         """Be in the foreground, with our modes again, if it was lent."""
@@ -67,7 +67,8 @@ class Terminal:
             self._set_foreground(os.getpgrp())
             self._set_modes(self._own_modes)
 
-    def _foreground(self) -> int:
+    def foreground(self) -> int:
+        """Return the process group in the foreground, 0 when the line is hung up."""
         try:
             return os.tcgetpgrp(_TERMINAL)
         except OSError:  # hung up
