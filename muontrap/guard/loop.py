@@ -325,10 +325,11 @@ class Guard:
         if command.placed:
             if command.placed.oom_kills:
                 self._ignore(command.placed.oom_kills.fd)
-            if not command.placed.close() and command.leaves_rest:
-                command.placed.group.close()
-            else:
-                self._litter.append(command.placed.group)
+            if not command.placed.close():
+                if command.leaves_rest:
+                    command.placed.group.close()
+                else:
+                    self._litter.append(command.placed.group)
         del self._commands[command.number]
         self._family.remove(command.number, spare=command.leaves_rest)
         command.main.close()
