@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from muontrap.host.launcher import Launcher
     from muontrap.host.link import start_guard
     from muontrap.host.process import Process
+    from muontrap.host.pump import Reader
     from muontrap.host.results import (
         CalledProcessError,
         CompletedProcess,
@@ -17,9 +18,11 @@ if TYPE_CHECKING:
         Usage,
     )
     from muontrap.host.run import run
+    from muontrap.host.sinks import LogLines
     from muontrap.logic.accounting import CgroupStatistics
     from muontrap.logic.command import DEVNULL, PIPE, STDOUT
     from muontrap.logic.limits import Limits
+    from muontrap.logic.lines import Cut
 
 __version__ = "0.1.0"
 __all__ = (
@@ -31,12 +34,15 @@ __all__ = (
     "CgroupStatistics",
     "CompletedProcess",
     "ContainmentError",
+    "Cut",
     "GuardDied",
     "GuardError",
     "Launcher",
     "Limits",
+    "LogLines",
     "MuontrapError",
     "Process",
+    "Reader",
     "SignalSent",
     "TimeoutExpired",
     "Usage",
@@ -54,12 +60,15 @@ _HOMES = {
     "CgroupStatistics": "logic.accounting",
     "CompletedProcess": "host.results",
     "ContainmentError": "errors",
+    "Cut": "logic.lines",
     "GuardDied": "errors",
     "GuardError": "errors",
     "Launcher": "host.launcher",
     "Limits": "logic.limits",
+    "LogLines": "host.sinks",
     "MuontrapError": "errors",
     "Process": "host.process",
+    "Reader": "host.pump",
     "SignalSent": "host.results",
     "TimeoutExpired": "host.results",
     "Usage": "host.results",

@@ -109,7 +109,7 @@ class _Watcher:
                 self._take(signum)
             if self._deadline is not None and time.monotonic() >= self._deadline:
                 self._deadline = None
-                self._process._ask(self._delay, b"timeout")
+                self._process._status.ask(self._delay, b"timeout")
             if self._process.fileno() in ready:
                 self._hear()
         return self._process.result
@@ -125,7 +125,7 @@ class _Watcher:
             return
         self._stops += 1
         if self._stops == 1:
-            self._process._ask(self._delay, b"stopped")
+            self._process._status.ask(self._delay, b"stopped")
         else:
             self._process.kill()
 

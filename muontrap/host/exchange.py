@@ -2,35 +2,68 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import os
 import select
 import time
 
 from muontrap.host.link import poll_for, poll_ms
+from muontrap.host.streams import CHUNK, codec, left_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Protocol
 
+    from muontrap.host.status import Status
     from muontrap.host.streams import Pipes
     from muontrap.logic.command import Command
+    from muontrap.logic.window import Cap
 
-# More was slower, measured: the buffer no longer stays in the processor's cache.
-_CHUNK = 65536
+    class Sink(Protocol):
+        """Where a stream's bytes go; one that has returned has handled them."""
+
+        def take(self, data: bytes) -> None: ...
+        def finish(self) -> None: ...
+
+
+class Kept:
+    """A stream's bytes, to be returned."""
+
+    def __init__(self) -> None:
+        self._buffer = io.BytesIO()
+        self.take: Any = self._buffer.write
+
+    def finish(self) -> None:
+        """Nothing is held back."""
+
+    def value(self) -> bytes:
+        """Return what came so far; not a copy, as long as it is the only one."""
+        return self._buffer.getvalue()
 
 
 class Exchange:
-    """What is still to be written, and what was read."""
+    """What is still to be written, and what is read, in the thread of who waits for the end."""
 
-    def __init__(self, command: Command, pipes: Pipes) -> None:
+    def __init__(
+        self,
+        command: Command,
+        pipes: Pipes,
+        status: Status,
+        sinks: dict[int, Sink] | None = None,
+        cap: Cap | None = None,
+    ) -> None:
         self._command = command
         self._pipes = pipes
+        self._status = status
+        self._cap = cap
+        self._is_stopped = False
         self._input: memoryview | None = None
-        self._readers = pipes.fds[1:]
-        self._outputs = {fd: bytearray() for fd in self._readers if fd is not None}
-        self._open = set(self._outputs)
+        self._sinks: dict[int, Sink] = {}
+        self._open: dict[int, Sink] = {}  # by descriptor
+        for target, fd in enumerate(pipes.fds):
+            if fd is not None and target > 0:
+                self._open[fd] = self._sinks[target] = (sinks or {}).get(target) or Kept()
+        self._patience = command.patience(time.monotonic()) if self._open else None
 
     def feed(self, data: Any) -> None:
         """Take what to write, the first time; no data close the command's stdin."""
@@ -38,7 +71,7 @@ class Exchange:
         if stdin is None or self._input is not None or (file and file.closed):
             return
         if isinstance(data, str):
-            data = data.encode(*self._codec())
+            data = data.encode(*codec(self._command))
         self._input = memoryview(data or b"").cast("B")
         if file:
             try:
@@ -50,70 +83,93 @@ class Exchange:
         else:
             self._pipes.close_one(0)
 
-    def wait(self, status: int, deadline: float | None) -> bool:
-        """Read and write what is possible until `status` is readable; False when it is too late."""
-        poll = poll_for([status, *self._open])
+    def until_end(self, deadline: float | None) -> bool:
+        """Read and write until nothing of the command is left; False when the deadline has passed before."""
+        word = self._status.fileno()
+        poll = poll_for([word, *self._open])
         stdin = self._pipes.fds[0] if self._input else None
         if stdin is not None:
             poll.register(stdin, select.POLLOUT)
         while True:
-            left = None if deadline is None else deadline - time.monotonic()
-            events = poll.poll(poll_ms(left))
-            ended = False
-            for fd, _ in events:
-                if fd == status:
-                    ended = True
-                elif not (self._write(fd) if fd == stdin else self._read(fd, _CHUNK)):
+            for fd, _ in poll.poll(poll_ms(self._left(deadline))):
+                if fd == word:
+                    if self._status.has_ended():
+                        self._drain()
+                        return True
+                elif not (self._write(fd) if fd == stdin else self._read(fd, CHUNK)):
                     poll.unregister(fd)
-            if ended or (left is not None and left <= 0):
-                return ended
+            if self._status.is_late(deadline):
+                return False
 
-    def drain(self) -> None:
-        """Read what the command left in the pipes: at most their size, as others may write on."""
-        for fd in list(self._open):
-            left = fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)
-            poll = select.poll()
-            poll.register(fd, select.POLLIN)
-            while left > 0 and poll.poll(0):
-                count = self._read(fd, min(left, _CHUNK))
-                if not count:
-                    break
-                left -= count
+    def finish(self) -> None:
+        """Hand over what the sinks may hold: a last line without an end."""
+        for sink in self._sinks.values():
+            sink.finish()
 
     def so_far(self) -> tuple[bytes | None, bytes | None]:
-        """Return the bytes read from stdout and stderr, None for one that is not captured."""
-        stdout, stderr = (None if fd is None else bytes(self._outputs[fd]) for fd in self._readers)
+        """Return the bytes kept of stdout and of stderr, None for one that is not captured."""
+        stdout, stderr = (
+            sink.value() if isinstance(sink, Kept) else None for sink in map(self._sinks.get, (1, 2))
+        )
         return stdout, stderr
 
     def output(self) -> tuple[Any, Any]:
-        """Return what was read, decoded if the command's streams are text.
+        """Return what was kept, decoded if the command's streams are text.
 
-        `UnicodeDecodeError` has the bytes in its `object`.
+        `UnicodeDecodeError` has the stream's bytes in its `object`.
         """
         stdout, stderr = self.so_far()
         return (self._decode(stdout), self._decode(stderr)) if self._command.is_text else (stdout, stderr)
 
+    def _left(self, deadline: float | None) -> float | None:
+        """Return how many seconds to wait; end a command that has been silent for too long."""
+        until = self._status.sooner(deadline)
+        if self._patience:
+            if self._patience.is_late(time.monotonic()):
+                self._patience = None
+                self._status.ask(-1.0, b"inactivity")
+            else:
+                until = min(filter(None, (until, self._patience.deadline)))
+        return None if until is None else until - time.monotonic()
+
+    def _drain(self) -> None:
+        """Read what the command left in the pipes: others may write on."""
+        for fd in list(self._open):
+            left = left_in(fd)
+            while left > 0:
+                count = self._read(fd, min(left, CHUNK))
+                if not count:
+                    break
+                left -= count
+
     def _decode(self, data: bytes | None) -> str | None:
         if data is None:
             return None
-        return data.decode(*self._codec()).replace("\r\n", "\n").replace("\r", "\n")
-
-    def _codec(self) -> tuple[str, str]:
-        wrapper = io.TextIOWrapper(io.BytesIO(), self._command.encoding, self._command.errors)
-        return wrapper.encoding, wrapper.errors or "strict"
+        return data.decode(*codec(self._command)).replace("\r\n", "\n").replace("\r", "\n")
 
     def _read(self, fd: int, size: int) -> int:
         data = os.read(fd, size)
+        sink = self._open[fd]
         if not data:
-            self._open.discard(fd)
-        self._outputs[fd] += data
+            del self._open[fd]
+            if not self._open:
+                self._patience = None
+        elif self._cap:
+            sink.take(self._cap.take(data))
+            if self._cap.must_stop and not self._is_stopped:
+                self._is_stopped = True
+                self._status.ask(-1.0, b"max-output")
+        else:
+            sink.take(data)
+        if self._patience:
+            self._patience.restart(time.monotonic())
         return len(data)
 
     def _write(self, fd: int) -> bool:
         """Write some input; return whether there is more."""
         assert self._input is not None
         try:
-            self._input = self._input[os.write(fd, self._input[:_CHUNK]) :]
+            self._input = self._input[os.write(fd, self._input[:CHUNK]) :]
         except BlockingIOError:
             return True
         except BrokenPipeError:

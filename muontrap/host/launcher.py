@@ -25,9 +25,10 @@ from muontrap.errors import ContainmentError
 from muontrap.host.accounts import Identity
 from muontrap.host.link import StaleGuard, link_for
 from muontrap.host.paths import candidates, is_local
-from muontrap.host.process import NotPlaced, Process, layers
+from muontrap.host.process import Process, layers
 from muontrap.host.results import CompletedProcess
 from muontrap.host.situation import Situation, environment
+from muontrap.host.status import NotPlaced, Status
 from muontrap.host.streams import Streams
 from muontrap.logic.command import PIPE, Command, check_seconds
 from muontrap.logic.steps import can_spawn, in_order
@@ -35,15 +36,19 @@ from muontrap.logic.wire import Launch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Container
+    from types import ModuleType
     from typing import Any, TypeVar
 
     from typing_extensions import Unpack
 
     from muontrap.host.cgroups import Placing
+    from muontrap.host.exchange import Sink
     from muontrap.host.link import Link
+    from muontrap.host.sinks import Into
     from muontrap.logic.command import Args, Options
     from muontrap.logic.steps import Step
+    from muontrap.logic.window import CapPolicy
 
     T = TypeVar("T")
 
@@ -75,14 +80,30 @@ class Launcher:
         args: Args = self._command.args
         return args
 
-    def launch(self, *, timeout: float | None = None) -> Process:
+    def launch(
+        self,
+        *,
+        timeout: float | None = None,
+        on_stdout: Callable[[bytes], object] | None = None,
+        on_stderr: Callable[[bytes], object] | None = None,
+        explicit_ack: bool = False,
+        into: Into | None = None,
+    ) -> Process:
         """Start the command.
+
+        Callbacks and `into` are called from a thread of muontrap's, one for all commands.  What they
+        raise ends the reading of this command, and is raised by `Process.wait`.
 
         Args:
             timeout: seconds for the launch itself, which a file system that does not answer can
                 hold up; None for no limit.
+            on_stdout, on_stderr: called with bytes of that stream as they come, which makes it `PIPE`.
+            explicit_ack: these bytes count against `stdio_window` until they are acknowledged by
+                `Process.reader.ack`, and not just until the callback returns.
+            into: where output goes: as with `run`.
 
         Raises:
+            ValueError, TypeError: a stream can't go there.
             TimeoutExpired: `execve` was not done in time; it never will be.
             OSError: as `subprocess` raises it: `FileNotFoundError`, `PermissionError` ... with the path of
                 the program or of `cwd`, or with the step that failed.  Nothing is left then.
@@ -91,13 +112,33 @@ class Launcher:
         """
         if timeout is not None:
             timeout = check_seconds("timeout", timeout)
-        return _as_possible(self._command, lambda command: self._start(command, timeout))
+        command, sinks = self._command, dict[int, "Sink"]()
+        if any((on_stdout, on_stderr, into is not None, explicit_ack)):
+            command, sinks = _sinks().of_launch(
+                command, on_stdout, on_stderr, into, explicit_ack=explicit_ack
+            )
+
+        def start(command: Command) -> Process:
+            process = self._launch(command, announce=True, sinks=sinks)
+            try:
+                process.wait_started(timeout)
+                if sinks:
+                    process.call_back(sinks, explicit=explicit_ack)
+            except BaseException:
+                process.close()
+                raise
+            return process
+
+        return _as_possible(command, start)
 
     def run(
         self,
         *,
         input: Any = None,
         capture_output: bool = False,
+        into: Into | None = None,
+        max_output: int | None = None,
+        max_output_policy: CapPolicy = "stop",
         timeout: float | None = None,
         check: bool = False,
     ) -> CompletedProcess:
@@ -106,8 +147,15 @@ class Launcher:
         Args:
             input: str or bytes for its stdin.
             capture_output: read stdout and stderr.
+            into: where stdout goes instead of into the result (stderr, where that alone is `PIPE`), or
+                a pair for both: a list or a callable, of lines; a binary or text file; a
+                `logging.Logger` or `LogLines`.
+            max_output: bytes of stdout and stderr together that are kept or passed on.
+            max_output_policy: what a command gets that writes more: "stop" ends it, with the reason
+                "max-output"; "drop" lets it go on. `CompletedProcess.dropped` says how much was lost.
             timeout: seconds after which it is ended; None for no limit.
-            check: raise `CalledProcessError` if the return code is not 0.
+            check: raise `CalledProcessError` if the return code is not 0, or output was too much or
+                too long in coming (`inactivity_timeout`).
 
         Raises:
             TimeoutExpired: with the output so far, at the latest `timeout` + `delay_to_sigkill` + 0.5 s
@@ -118,12 +166,17 @@ class Launcher:
         if timeout is not None:
             timeout = check_seconds("timeout", timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
+        command, sinks, cap = self._with_pipes(input, capture_output), dict[int, "Sink"](), None
+        if into is not None:
+            command, sinks = _sinks().direct(command, into)
+        if max_output is not None:
+            cap = _sinks().cap(command, max_output, max_output_policy)
 
         def run(command: Command) -> CompletedProcess:
             with self._launch(command, announce=False) as process:
-                return process.run_to_end(input, deadline, timeout)
+                return process.run_to_end(input, deadline, timeout, sinks, cap)
 
-        result = _as_possible(self._with_pipes(input, capture_output), run)
+        result = _as_possible(command, run)
         if check:
             result.check_returncode()
         return result
@@ -150,17 +203,10 @@ class Launcher:
             streams.update(stdout=PIPE, stderr=PIPE)
         return self._command.but(**streams) if streams else self._command
 
-    def _start(self, command: Command, timeout: float | None) -> Process:
-        process = self._launch(command, announce=True)
-        try:
-            process.wait_started(timeout)
-        except BaseException:
-            process.close()
-            raise
-        return process
-
-    def _launch(self, command: Command, *, announce: bool) -> Process:
+    def _launch(self, command: Command, *, announce: bool, sinks: Container[int] = ()) -> Process:
         """Ask the guard for the command; the process has a pid when the guard has announced it."""
+        if command.inactivity_timeout and PIPE not in (command.stdout, command.stderr):
+            raise ValueError("inactivity_timeout needs stdout or stderr to be PIPE")
         directory = self._open_directory()
         try:
             streams = Streams(command)
@@ -175,12 +221,12 @@ class Launcher:
             launch.announce = int(announce)
             if placing:
                 link.bases.update(map(os.path.dirname, placing.cgroup.paths.values()))
-            status = link.request(launch, [directory, *streams.sources])
+            channel = link.request(launch, [directory, *streams.sources])
             if announce:
-                streams.pipes.open_files(command)
+                streams.pipes.open_files(command, sinks)
             else:
                 streams.keep_outputs_open()
-            return Process(command, link, status, streams.pipes, placing)
+            return Process(command, Status(command, link, channel, placing), streams.pipes)
         except BaseException:
             streams.pipes.close()
             raise
@@ -268,6 +314,10 @@ class Launcher:
         """Return what `subprocess` raises for a program that can't be executed."""
         program = self._command.executable or self._command.argv[0]
         return OSError(code, os.strerror(code), os.fsdecode(program))
+
+
+def _sinks() -> ModuleType:
+    return import_module("muontrap.host.sinks")  # which most hosts never need
 
 
 def _placing(command: Command, link: Link) -> Placing | None:

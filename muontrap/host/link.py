@@ -233,7 +233,8 @@ def start_guard(*, keep_privileges: bool = False) -> None:
     Raises:
         GuardError: no guard could be started; the message says what to do.
     """
-    for name in ("run", "cgroups"):  # and so all of a launch, which later may not be readable
+    # With these come all modules of a launch, which later may not be readable.
+    for name in ("run", "cgroups", "reader", "pump"):
         import_module(f"muontrap.host.{name}")
 
     situation = Situation()

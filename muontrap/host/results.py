@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from muontrap.logic.accounting import CgroupStatistics
     from muontrap.logic.wire import Ended
 
-    Reason = Literal["exited", "signal", "timeout", "stopped", "host-gone", "out-of-memory"]
+    Reason = Literal[
+        "exited", "signal", "timeout", "stopped", "host-gone", "out-of-memory", "max-output", "inactivity"
+    ]
 
 
 class _Values:
@@ -85,7 +87,9 @@ class CompletedProcess(subprocess.CompletedProcess["Any"]):
             process could not be ended; see `unkillable` and `not_permitted`.
         reason: why it ended: "exited" or "signal" by itself; "timeout", "stopped" or "host-gone"
             when muontrap had begun to end it before its main process died; "out-of-memory" when the
-            kernel killed it for its memory limit, as counted in `cgroup`.
+            kernel killed it for its memory limit, as counted in `cgroup`; "inactivity" when it was ended
+            for `inactivity_timeout`, "max-output" for `max_output`, or wrote more than that.
+        dropped: bytes of output that `max_output` left out.
         signals_sent: what muontrap sent, in order (`SignalSent`).
         usage: what it used (`Usage`).
         cgroup: what its cgroup had counted at the end (`CgroupStatistics`), None without one.
@@ -94,6 +98,7 @@ class CompletedProcess(subprocess.CompletedProcess["Any"]):
     """
 
     reason: Reason
+    dropped: int
     signals_sent: tuple[SignalSent, ...]
     usage: Usage
     cgroup: CgroupStatistics | None
@@ -108,6 +113,7 @@ class CompletedProcess(subprocess.CompletedProcess["Any"]):
         self.returncode = returncode
         by_itself = "signal" if returncode is not None and returncode < 0 else "exited"
         self.reason = ended.reason.decode("ascii") or by_itself  # type: ignore[assignment]
+        self.dropped = 0
         self.cgroup = None
         if placing and ended.cgroup:
             self.cgroup, killed = placing.outcome(ended.cgroup)
@@ -129,8 +135,8 @@ class CompletedProcess(subprocess.CompletedProcess["Any"]):
         self.unkillable = tuple(ended.unkillable)
 
     def check_returncode(self) -> None:
-        """Raise `CalledProcessError` if the return code is not 0."""
-        if self.returncode != 0:
+        """Raise `CalledProcessError` if the return code is not 0, or its output was the reason of its end."""
+        if self.returncode != 0 or self.reason in _OUTPUT:
             raise CalledProcessError(self)
 
     @property
@@ -142,14 +148,14 @@ class CompletedProcess(subprocess.CompletedProcess["Any"]):
             sizes = (("limit", self.cgroup.memory_limit), ("peak", self.cgroup.memory_peak))
             known = ", ".join(f"{name} {format_size(size)}" for name, size in sizes if size is not None)
             return f"out of memory ({known})"
-        return self.reason
+        return _OUTPUT.get(self.reason, self.reason)
 
     def __repr__(self) -> str:
         return f"{super().__repr__()[:-1]}, reason={self.reason!r})"
 
 
 class CalledProcessError(subprocess.CalledProcessError):
-    """Raised for a return code that is not 0, where that was asked for.
+    """Raised by `check=True` and `check_returncode`: for a return code that is not 0, or for the output.
 
     Attributes:
         result: the `CompletedProcess`.
@@ -169,7 +175,7 @@ class CalledProcessError(subprocess.CalledProcessError):
         if self.returncode is None:
             left = ", ".join(map(str, self.result.unkillable + self.result.not_permitted))
             return f"Command {self.cmd!r} could not be ended: still running are {left}."
-        if self.result.reason == "out-of-memory":
+        if self.result.explanation != self.result.reason:
             return f"Command {self.cmd!r} ended: {self.result.explanation}."
         return super().__str__()
 
@@ -199,6 +205,7 @@ class TimeoutExpired(subprocess.TimeoutExpired):
 
 
 _SIGKILL = 9
+_OUTPUT = {"inactivity": "no output for inactivity_timeout", "max-output": "more output than max_output"}
 _COUNTS = (
     "minor_faults",
     "major_faults",

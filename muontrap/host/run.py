@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from muontrap.host.results import CompletedProcess
+    from muontrap.host.sinks import Into
     from muontrap.logic.command import Args, Options
+    from muontrap.logic.window import CapPolicy
 
 
 def run(
@@ -20,6 +22,9 @@ def run(
     *,
     input: Any = None,
     capture_output: bool = False,
+    into: Into | None = None,
+    max_output: int | None = None,
+    max_output_policy: CapPolicy = "stop",
     timeout: float | None = None,
     check: bool = False,
     **options: Unpack[Options],
@@ -29,5 +34,11 @@ def run(
     See `Launcher` for `args`, `options` and what bad ones raise, and `Launcher.run` for the rest.
     """
     return Launcher(args, **options).run(
-        input=input, capture_output=capture_output, timeout=timeout, check=check
+        input=input,
+        capture_output=capture_output,
+        into=into,
+        max_output=max_output,
+        max_output_policy=max_output_policy,
+        timeout=timeout,
+        check=check,
     )

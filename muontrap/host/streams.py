@@ -3,31 +3,60 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import os
+import sys
+import termios
 
-from muontrap.logic.command import DEVNULL, PIPE, STDOUT
+from muontrap.logic.command import DEFAULT_WINDOW, DEVNULL, PIPE, STDOUT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Container
     from typing import IO, Any
 
     from muontrap.logic.command import Command
 
+# More was slower, measured: the buffer no longer stays in the processor's cache.
+CHUNK = 65536
+# Without CAP_SYS_RESOURCE: the default of /proc/sys/fs/pipe-max-size.
+_MOST_BUFFERED = 2**20
+
 
 class Pipes:
-    """The host's ends: descriptors, and file objects for a user who asked for a `Process`."""
+    """The host's ends: descriptors, and file objects for a user who asked for a `Process`.
 
-    def __init__(self) -> None:
+    Attributes:
+        window: bytes that may be read and not yet handled.
+    """
+
+    def __init__(self, window: int) -> None:
+        self.window: int = window
         self.kept: list[int] = []  # the command's ends of outputs
         self.fds: list[int | None] = [None, None, None]
         self.files: list[IO[Any] | None] = [None, None, None]
 
-    def open_files(self, command: Command) -> None:
-        """Make file objects, in text or binary as the command says."""
+    def open_files(self, command: Command, without: Container[int]) -> None:
+        """Make file objects, in text or binary as the command says, but for some targets."""
         for target, fd in enumerate(self.fds):
-            if fd is not None:
+            if fd is not None and target not in without:
                 self.files[target] = _open(fd, "wb" if target == 0 else "rb", command)
+
+    def share(self, size: int) -> None:
+        """Divide that many bytes between the kernel's buffers and the window, as near as the kernel can.
+
+        A buffer has a power of two of pages (pipe(7)); the window has what these leave, or all.
+        """
+        outputs = [fd for fd in self.fds[1:] if fd is not None]
+        for fd in outputs:
+            most = min(size // 2 // len(outputs), _MOST_BUFFERED)
+            try:
+                fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, 1 << most.bit_length() >> 1)
+            except PermissionError:
+                pass  # all pipes of this user have more than /proc/sys/fs/pipe-user-pages-soft
+        buffered = sum(fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) for fd in outputs)
+        self.window = size - buffered if buffered < size else size
 
     def close(self) -> None:
         """Close them all; input that the command did not read is lost."""
@@ -56,7 +85,7 @@ class Streams:
     def __init__(self, command: Command) -> None:
         self.targets: list[int] = []
         self.sources: list[int] = []
-        self.pipes: Pipes = Pipes()
+        self.pipes: Pipes = Pipes(command.stdio_window or DEFAULT_WINDOW)
         self._temporary: list[int] = []
         self._outputs: list[int] = []
         try:
@@ -66,6 +95,8 @@ class Streams:
                 os.fstat(fd)  # EBADF at once for one that is not open
                 if fd not in self.targets:
                     self._place(fd, fd)
+            if command.stdio_window is not None:
+                self.pipes.share(command.stdio_window)
         except BaseException:
             self.close()
             self.pipes.close()
@@ -120,6 +151,19 @@ def _is_inherited(fd: int) -> bool:
         return os.get_inheritable(fd)
     except OSError:
         return False
+
+
+def left_in(pipe: int) -> int:
+    """Return how many bytes wait to be read."""
+    count = bytearray(4)
+    fcntl.ioctl(pipe, termios.FIONREAD, count)
+    return int.from_bytes(count, sys.byteorder)
+
+
+def codec(command: Command) -> tuple[str, str]:
+    """Return encoding and error handler of the command's text, as `open` would choose them."""
+    wrapper = io.TextIOWrapper(io.BytesIO(), command.encoding, command.errors)
+    return wrapper.encoding, wrapper.errors or "strict"
 
 
 def _open(fd: int, mode: str, command: Command) -> IO[Any]:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from muontrap.logic.escalation import KILL_MODES
+from muontrap.logic.window import Inactivity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
         stdout: Stream
         stderr: Stream
         bufsize: int
+        stdio_window: int | None
+        max_line: int
+        inactivity_timeout: float | None
         text: bool | None
         encoding: str | None
         errors: str | None
@@ -67,6 +71,9 @@ if TYPE_CHECKING:
 
 # subprocess's own values, so that its constants and ours are the same (it is not imported here).
 PIPE, STDOUT, DEVNULL = -1, -2, -3
+# The original's, which is there on top of what the kernel buffers.
+DEFAULT_WINDOW = 10_240
+MAX_LINE = 2**20
 LAYERS = ("cgroup", "cgroup-v1", "cgroup-v2", "tag", "subreaper")
 
 _RLIMIT_LOCKS = 10
@@ -118,6 +125,10 @@ class Command:
         """Whether streams are text, as `subprocess` decides it."""
         return bool(self.text or self.encoding or self.errors)
 
+    def patience(self, now: float) -> Inactivity | None:
+        """Return the deadline for its next output, if it has one."""
+        return Inactivity(self.inactivity_timeout, now) if self.inactivity_timeout else None
+
 
 def encode(name: str, value: Any) -> bytes:
     """Return a string, bytes or path-like as the bytes that the kernel takes."""
@@ -138,6 +149,12 @@ def check_seconds(name: str, value: float) -> float:
         raise TypeError(f"{name} must be a number of seconds, not {value!r}")
     if not 0 <= value <= sys.float_info.max:
         raise ValueError(f"{name} must be a finite number of seconds, 0 or more, not {value!r}")
+    return float(value)
+
+
+def _positive_seconds(name: str, value: float) -> float:
+    if check_seconds(name, value) == 0:
+        raise ValueError(f"{name} must be more than 0 s: None for no limit")
     return float(value)
 
 
@@ -325,6 +342,9 @@ _CHECKERS: dict[str, tuple[Any, Checker]] = {
     "stdout": (None, _stream),
     "stderr": (None, _stream),
     "bufsize": (-1, _integer(-1, 2**31 - 1)),
+    "stdio_window": (None, _optional(_integer(1, 2**62))),
+    "max_line": (MAX_LINE, _integer(1, 2**62)),
+    "inactivity_timeout": (None, _optional(_positive_seconds)),
     "text": (None, _truth),
     "encoding": (None, _optional(_codec)),
     "errors": (None, _optional(_codec)),

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import codecs
 
+from muontrap.logic.command import MAX_LINE
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MAX_LINE = 2**20
 # Here no character and no mistake reaches over an end of line, so lines decoded together are what
 # they are one by one.  Twice as fast.
 _TOGETHER = ("utf-8", "ascii", "iso8859-1")

@@ -57,11 +57,9 @@ class Cap:
 
     def __init__(self, most: int, policy: CapPolicy) -> None:
         if most < 0:
-            raise ValueError(f"at most {most!r} bytes can't be: it must be 0 or more")
+            raise ValueError(f"max_output must be 0 bytes or more, not {most!r}")
         if policy not in CAP_POLICIES:
-            raise ValueError(
-                f"what to do above the cap must be one of {', '.join(CAP_POLICIES)}, not {policy!r}"
-            )
+            raise ValueError(f"max_output_policy must be one of {', '.join(CAP_POLICIES)}, not {policy!r}")
         self._policy = policy
         self._room = most
         self.dropped: int = 0

@@ -1,0 +1,129 @@
+"""A command's output read piece by piece, in the thread of who handles it."""
+
+from __future__ import annotations
+
+import os
+import time
+from itertools import chain
+from operator import itemgetter
+
+from muontrap.errors import GuardDied
+from muontrap.host.link import poll_for, poll_ms
+from muontrap.host.sinks import make_splitter
+from muontrap.host.streams import CHUNK, left_in
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import select
+    from collections.abc import Iterator
+    from typing import Any
+
+    from muontrap.host.status import Status
+    from muontrap.host.streams import Pipes
+    from muontrap.logic.command import Command
+
+# Between two looks at whether the command is gone, and others hold the pipe.
+_READS = 64
+
+
+def chunks(
+    command: Command, pipes: Pipes, status: Status, targets: tuple[int, ...]
+) -> Iterator[tuple[int, bytes]]:
+    """Yield (target, bytes), no more at once than the window, until end of file or of the command.
+
+    What was yielded is handled when the next is asked for: between two, nothing is read.
+    """
+    wanted = {pipes.fds[target]: target for target in targets}
+    fds = {fd: target for fd, target in wanted.items() if fd is not None}
+    size = min(pipes.window, CHUNK)
+    reads = _READS if len(fds) == 1 else 1
+    for fd in fds:
+        os.set_blocking(fd, False)
+    try:
+        poll = poll_for([status.fileno(), *fds])
+        while fds:
+            came = False
+            for fd, target in list(fds.items()):
+                for _ in range(reads):
+                    try:
+                        data = os.read(fd, size)
+                    except BlockingIOError:
+                        break
+                    if not data:
+                        del fds[fd]
+                        poll.unregister(fd)
+                        break
+                    came = True
+                    yield target, data
+                    if pipes.fds[target] != fd:
+                        raise _closed(status)
+            if fds and _has_ended(command, status, poll, came=came):
+                yield from _rest(pipes, status, fds, size)
+                return
+    except GuardDied:
+        yield from _rest(pipes, status, fds, size)
+        raise
+    finally:
+        for fd, target in fds.items():
+            if pipes.fds[target] == fd:
+                os.set_blocking(fd, True)
+
+
+def _has_ended(command: Command, status: Status, poll: select.poll, *, came: bool) -> bool:
+    """Wait for output, or only look if some `came`; return whether nothing of the command is left."""
+    now = time.monotonic()
+    patience = None if came else command.patience(now)
+    while True:
+        deadline = patience.deadline if patience else None
+        until = status.sooner(now if came else deadline)
+        events = poll.poll(poll_ms(None if until is None else until - time.monotonic()))
+        if any(fd == status.fileno() for fd, _ in events) and status.has_ended():
+            return True
+        if came or any(fd != status.fileno() for fd, _ in events):
+            return False
+        now = time.monotonic()
+        status.is_late(None)
+        if patience and patience.is_late(now):
+            status.ask(-1.0, b"inactivity")
+            patience = None
+
+
+def _rest(pipes: Pipes, status: Status, fds: dict[int, int], size: int) -> Iterator[tuple[int, bytes]]:
+    """Yield what the command left in the pipes: others may write on."""
+    for fd, target in fds.items():
+        left = left_in(fd)
+        while left > 0:
+            data = os.read(fd, min(size, left))
+            left -= len(data)
+            yield target, data
+            if pipes.fds[target] != fd:
+                raise _closed(status)
+
+
+def _closed(status: Status) -> ValueError:
+    return ValueError(f"the output of command {status.pid} was closed while it was read")
+
+
+def lines(command: Command, pieces: Iterator[tuple[int, bytes]], targets: tuple[int, ...]) -> Iterator[Any]:
+    """Return the lines of the streams' `chunks`, with two of them (target, line)."""
+    lists = _lists_of_lines(command, pieces, targets)
+    if len(targets) == 1:
+        # Twice as fast as a generator that is gone through for each line.
+        return chain.from_iterable(map(itemgetter(1), lists))
+    return ((target, line) for target, found in lists for line in found)
+
+
+def _lists_of_lines(
+    command: Command, pieces: Iterator[tuple[int, bytes]], targets: tuple[int, ...]
+) -> Iterator[tuple[int, list[Any]]]:
+    splitters = {target: make_splitter(command, as_text=command.is_text) for target in targets}
+    died = None
+    try:
+        for target, data in pieces:
+            yield target, splitters[target].feed(data)
+    except GuardDied as error:
+        died = error
+    for target, splitter in splitters.items():
+        yield target, splitter.finish()
+    if died:
+        raise died

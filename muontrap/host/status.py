@@ -1,0 +1,214 @@
+"""The status socket of a command: asks its guard, takes what that says, notices when it says nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import threading
+import time
+import weakref
+
+from muontrap.host.link import wait_readable
+from muontrap.host.results import CompletedProcess
+from muontrap.kernel.sockets import Truncated, receive
+from muontrap.logic.wire import Ended, Failed, Ping, Record, Signal, Started, Stop, Suspended, decode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from muontrap.errors import GuardDied
+    from muontrap.host.cgroups import Placing
+    from muontrap.host.link import Link
+    from muontrap.logic.command import Args, Command
+
+# The guard takes requests at once.  After this long without a word it is asked, and after as long
+# again it is stuck: it is killed, and the watch cleans up.
+_STUCK_AFTER = 5.0
+
+
+class NotPlaced(OSError):
+    """There could be no cgroup for a command that can do without."""
+
+
+class Status:
+    """What is known of a command, and how to ask for its end. For any thread.
+
+    Attributes:
+        pid: of the main process, -1 as long as it is not known.
+        pidfd: its descriptor, -1 when closed.
+        result: how it ended, None until `has_ended` has seen that.
+        suspended: the signal that stopped the main process, if `has_ended` has seen that since `resume`.
+    """
+
+    def __init__(self, command: Command, link: Link, channel: socket.socket, placing: Placing | None) -> None:
+        self.args: Args = command.args
+        self.link: Link = link
+        self.placing: Placing | None = placing
+        self.pid: int = -1
+        self.pidfd: int = -1
+        self.result: CompletedProcess | None = None
+        self.suspended: int | None = None
+        self._channel = channel
+        self._insists = command.insists_on_cgroup
+        self._program = os.fsdecode(command.executable or command.argv[0])
+        self._directory = os.fsdecode(command.cwd or b".")
+        self._lock = threading.Lock()
+        self._died: GuardDied | None = None
+        self._failure: OSError | None = None
+        self._lost_pidfd = False
+        self._pinged = False
+        self._stuck_at: float | None = time.monotonic() + _STUCK_AFTER
+        _all.add(self)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._channel.fileno() < 0
+
+    @property
+    def is_running(self) -> bool:
+        """Whether no end is known."""
+        return self.result is None and self._died is None and self._failure is None
+
+    def fileno(self) -> int:
+        """Return the descriptor on which the guard's words come, -1 when closed."""
+        return self._channel.fileno()
+
+    def ask(self, delay: float, reason: bytes) -> None:
+        """Ask for the end; a negative delay means the command's own."""
+        self.check_here()
+        if self.is_running:
+            self._tell(Stop(delay=delay, reason=reason))
+
+    def resume(self) -> None:
+        """Let a suspended command go on."""
+        self.check_here()
+        self.suspended = None
+        self._tell(Signal(signum=signal.SIGCONT))
+
+    def let_go(self) -> None:
+        """Ask for the end where nothing can be raised: in a finalizer."""
+        self._tell(Stop(delay=-1.0, reason=b"stopped"))
+
+    def has_ended(self) -> bool:
+        """Take what the guard has said; return whether nothing of the command is left.
+
+        Raises:
+            GuardDied: it will never say; the command is dead.
+            OSError: why the command did not run.
+        """
+        self.check_here()
+        with self._lock:
+            if self.is_running:
+                self._read_record()
+            error = self._failure or self._died
+            if error is not None:
+                raise error
+            return self.result is not None
+
+    def wait(self, deadline: float | None) -> bool:
+        """Wait until nothing of the command is left; False when the deadline has passed before."""
+        while not self.has_ended():
+            if not self.wait_for_word(deadline):
+                return False
+        return True
+
+    def wait_for_word(self, deadline: float | None) -> bool:
+        """Wait until there may be something for `has_ended`; False when the deadline has passed before."""
+        until = self.sooner(deadline)
+        left = None if until is None else until - time.monotonic()
+        return bool(wait_readable([self.fileno()], left)) or not self.is_late(deadline)
+
+    def sooner(self, deadline: float | None) -> float | None:
+        """Return until when to wait for a word: the deadline, or when a guard's silence is one."""
+        return min((at for at in (deadline, self._stuck_at) if at is not None), default=None)
+
+    def is_late(self, deadline: float | None) -> bool:
+        """Tell whether the deadline has passed; see to a guard that has not said anything yet."""
+        now = time.monotonic()
+        if self._stuck_at is not None and now >= self._stuck_at:
+            if self._pinged:
+                self._stuck_at = None
+                self.link.kill_guard()
+            else:
+                self._stuck_at = now + _STUCK_AFTER
+                self._pinged = True
+                self._tell(Ping())
+        return deadline is not None and now >= deadline
+
+    def check_here(self) -> None:
+        """Raise if this is a forked child's copy."""
+        if self.link.is_closed:
+            raise ValueError(f"command {self.pid} was launched by the process that this one was forked from")
+
+    def close(self) -> None:
+        """Let go of the command: the guard ends it, if it runs."""
+        self._channel.close()
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+        _all.discard(self)
+
+    def _tell(self, record: Record) -> None:
+        try:
+            self._channel.send(record.encode())
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the end, or the guard's death, is there to be read
+
+    def _read_record(self) -> None:
+        try:
+            packet = receive(self._channel)
+        except BlockingIOError:
+            return
+        except Truncated:  # no descriptor was left in this process for the pidfd
+            self._lost_pidfd = True
+            self.ask(0.0, b"stopped")
+            return
+        self._take(decode(packet.data) if packet.data else None, packet.fds)
+
+    def _take(self, record: Record | None, fds: list[int]) -> None:
+        first, self._stuck_at = self._stuck_at is not None, None
+        if record is None and first and self.link.survives():
+            self._failure = self._error(errno.EMFILE, "descriptors")  # the guard could not take the request's
+        elif record is None:
+            self._died = self.link.lost(f"command {self.args!r}")
+        elif isinstance(record, Started):
+            self.pid, self.pidfd = record.pid, fds[0]
+        elif isinstance(record, Failed):
+            self._failure = self._failure_of(record)
+        elif isinstance(record, Ended) and self._lost_pidfd:
+            self._failure = self._error(errno.EMFILE, "descriptors")
+        elif isinstance(record, Ended):
+            self.result = CompletedProcess(self.args, record, self.placing)
+        elif isinstance(record, Suspended):
+            self.suspended = record.signum
+
+    def _failure_of(self, failed: Failed) -> OSError:
+        if failed.step == b"credentials":
+            return self.link.stale()
+        if self.placing and failed.step in (b"cgroup", b"join"):
+            refusal = self.placing.refused(failed.errno, os.fsdecode(failed.path))
+            return refusal if self._insists else NotPlaced(*refusal.args)
+        return self._error(failed.errno, failed.step.decode("ascii", "replace"))
+
+    def _error(self, code: int, step: str) -> OSError:
+        """Return the exception that `subprocess` would raise; it names the step where that could not."""
+        paths = {"execve": self._program, "chdir": self._directory}
+        text = os.strerror(code) if step in paths else f"{os.strerror(code)} (at {step})"
+        return OSError(code, text, paths.get(step, self._program))
+
+
+# Of a forked child's parent: what the child must not hold open.
+_all: weakref.WeakSet[Status] = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    """Close what the guard would see open although the host, the parent, has closed it."""
+    global _all
+    for status in list(_all):
+        status.close()
+    _all = weakref.WeakSet()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
