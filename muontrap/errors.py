@@ -26,6 +26,21 @@ class GuardError(MuontrapError):
     """Raised when the guard could not be started; the message has what it said, and what to do."""
 
 
+class SupervisorFailed(MuontrapError):
+    """Raised when a supervisor gave up, or its essential child has failed; nothing of it is left.
+
+    Attributes:
+        story: the failures that led to it, the last at the end.
+    """
+
+    def __init__(self, message: str, story: tuple[str, ...] = ()) -> None:
+        super().__init__(message, story)
+        self.story = story
+
+    def __str__(self) -> str:
+        return "\n  ".join((self.args[0], *self.story))
+
+
 class GuardDied(MuontrapError):
     """Raised when the guard was killed under a command; the command has been killed.
 

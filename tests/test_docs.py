@@ -111,9 +111,11 @@ def test_links_within_the_project(page: str) -> None:
 def test_every_option_is_explained() -> None:
     from muontrap.logic.command import _CHECKERS
 
-    of_run = {"args", "input", "capture_output", "timeout", "check"}
+    of_run = {"args", "input", "capture_output", "max_output", "max_output_policy", "check"}
+    of_launch = {"on_stdout", "on_stderr", "explicit_ack"}
+    there = of_run | of_launch | {"into", "timeout"} | _CHECKERS.keys()
     text = (ROOT / "docs" / "reference" / "options.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == of_run | _CHECKERS.keys()
+    assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == there
 
 
 def test_every_cited_fact_is_there() -> None:

@@ -7,6 +7,7 @@ import os
 import select
 import time
 
+from muontrap.errors import GuardDied
 from muontrap.host.link import poll_for, poll_ms
 from muontrap.host.streams import CHUNK, codec, left_in
 
@@ -63,6 +64,8 @@ class Exchange:
         for target, fd in enumerate(pipes.fds):
             if fd is not None and target > 0:
                 self._open[fd] = self._sinks[target] = (sinks or {}).get(target) or Kept()
+        kept = all(isinstance(sink, Kept) for sink in self._sinks.values())
+        self._size = CHUNK if kept else min(pipes.window, CHUNK)  # what is kept is handled when it is read
         self._patience = command.patience(time.monotonic()) if self._open else None
 
     def feed(self, data: Any) -> None:
@@ -85,6 +88,8 @@ class Exchange:
 
     def until_end(self, deadline: float | None) -> bool:
         """Read and write until nothing of the command is left; False when the deadline has passed before."""
+        if self._patience:
+            self._patience.restart(time.monotonic())
         word = self._status.fileno()
         poll = poll_for([word, *self._open])
         stdin = self._pipes.fds[0] if self._input else None
@@ -93,10 +98,16 @@ class Exchange:
         while True:
             for fd, _ in poll.poll(poll_ms(self._left(deadline))):
                 if fd == word:
-                    if self._status.has_ended():
+                    try:
+                        ended = self._status.has_ended()
+                    except GuardDied:
                         self._drain()
+                        raise
+                    if ended:
+                        self._drain()
+                        self._count_dropped()
                         return True
-                elif not (self._write(fd) if fd == stdin else self._read(fd, CHUNK)):
+                elif not (self._write(fd) if fd == stdin else self._read(fd, self._size)):
                     poll.unregister(fd)
             if self._status.is_late(deadline):
                 return False
@@ -125,7 +136,10 @@ class Exchange:
         """Return how many seconds to wait; end a command that has been silent for too long."""
         until = self._status.sooner(deadline)
         if self._patience:
-            if self._patience.is_late(time.monotonic()):
+            now = time.monotonic()
+            if self._patience.is_late(now) and any(map(left_in, self._open)):
+                self._patience.restart(now)  # nobody was here to read it
+            if self._patience.is_late(now):
                 self._patience = None
                 self._status.ask(-1.0, b"inactivity")
             else:
@@ -137,10 +151,14 @@ class Exchange:
         for fd in list(self._open):
             left = left_in(fd)
             while left > 0:
-                count = self._read(fd, min(left, CHUNK))
+                count = self._read(fd, min(left, self._size))
                 if not count:
                     break
                 left -= count
+
+    def _count_dropped(self) -> None:
+        if self._cap and self._status.result:
+            self._status.result.dropped = self._cap.dropped
 
     def _decode(self, data: bytes | None) -> str | None:
         if data is None:

@@ -32,6 +32,7 @@ from muontrap.host.status import NotPlaced, Status
 from muontrap.host.streams import Streams
 from muontrap.logic.command import PIPE, Command, check_seconds
 from muontrap.logic.steps import can_spawn, in_order
+from muontrap.logic.window import CAP_POLICIES
 from muontrap.logic.wire import Launch
 
 TYPE_CHECKING = False
@@ -113,7 +114,7 @@ class Launcher:
         if timeout is not None:
             timeout = check_seconds("timeout", timeout)
         command, sinks = self._command, dict[int, "Sink"]()
-        if any((on_stdout, on_stderr, into is not None, explicit_ack)):
+        if explicit_ack or any(each is not None for each in (on_stdout, on_stderr, into)):
             command, sinks = _sinks().of_launch(
                 command, on_stdout, on_stderr, into, explicit_ack=explicit_ack
             )
@@ -130,6 +131,11 @@ class Launcher:
             return process
 
         return _as_possible(command, start)
+
+    def begin(self, *, without_cgroup: bool = False) -> Process:
+        """Ask for the command, and return before it runs. For supervisors, whose loop hears the guard."""
+        command = self._command.but(cgroup=False) if without_cgroup else self._command
+        return self._launch(command, announce=True, sinks=(1,))
 
     def run(
         self,
@@ -166,6 +172,8 @@ class Launcher:
         if timeout is not None:
             timeout = check_seconds("timeout", timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
+        if max_output_policy not in CAP_POLICIES:
+            raise ValueError(f"max_output_policy must be 'stop' or 'drop', not {max_output_policy!r}")
         command, sinks, cap = self._with_pipes(input, capture_output), dict[int, "Sink"](), None
         if into is not None:
             command, sinks = _sinks().direct(command, into)
@@ -224,7 +232,7 @@ class Launcher:
             channel = link.request(launch, [directory, *streams.sources])
             if announce:
                 streams.pipes.open_files(command, sinks)
-            else:
+            elif not command.inactivity_timeout:
                 streams.keep_outputs_open()
             return Process(command, Status(command, link, channel, placing), streams.pipes)
         except BaseException:

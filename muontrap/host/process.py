@@ -7,6 +7,7 @@ import time
 import warnings
 from operator import itemgetter
 
+from muontrap.errors import GuardDied
 from muontrap.host.exchange import Exchange
 from muontrap.host.link import wait_readable
 from muontrap.host.results import CompletedProcess, TimeoutExpired
@@ -235,14 +236,16 @@ class Process:
         """Stop the command if it runs, let callbacks have what is left of its output, close all descriptors.
 
         Raises:
-            Exception: what a callback has raised, if nothing else has said so.
+            Exception: what a callback has raised, if `wait` has not said so and no other exception ends
+                the `with` block.
         """
         if self._status.is_closed:
             return
         try:
             if self._status.is_running:
                 self.stop()
-            if self.reader and not self._is_told:
+            reader = self.reader
+            if reader and not (self._is_told or reader.is_calling or reader.is_stalled):
                 self._wait_until(time.monotonic() + _DELIVERY_BOUND)
         finally:
             self._close_files()
@@ -253,15 +256,18 @@ class Process:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._is_told = self._is_told or kind is not None
         self.close()
 
     def __del__(self) -> None:
         if not hasattr(self, "_is_told") or self._status.is_closed:
             return
-        if self._status.is_running and not self._status.link.is_closed:
-            warnings.warn(f"command {self.pid} still runs, and is stopped", ResourceWarning, 2, source=self)
+        is_left = self._status.is_running and not self._status.link.is_closed
+        if is_left:
             self._status.let_go()
         self._close_files()
+        if is_left:  # last, for it may raise
+            warnings.warn(f"command {self.pid} still runs, and is stopped", ResourceWarning, 2, source=self)
 
     def __repr__(self) -> str:
         return f"<Process {self.pid} of {self.args!r}: {self.result or 'running'}>"
@@ -309,15 +315,15 @@ class Process:
         try:
             if not exchange.until_end(deadline):
                 self._expire(timeout, exchange.until_end)
-        finally:
+        except (TimeoutExpired, GuardDied):
             exchange.finish()
+            raise
+        exchange.finish()
         result = self._status.result
         assert result is not None
         result.stdout, result.stderr = exchange.so_far()
-        if cap:
-            result.dropped = cap.dropped
-            if cap.must_stop and result.reason in ("exited", "signal"):
-                result.reason = "max-output"  # it ended before it could be stopped
+        if cap and cap.must_stop and result.reason in ("exited", "signal"):
+            result.reason = "max-output"  # it ended before it could be stopped
         try:
             result.stdout, result.stderr = exchange.output()
         except UnicodeDecodeError as error:
@@ -340,13 +346,23 @@ class Process:
         """Wait until nothing is left, and callbacks have all output; False when the deadline came first."""
         if self.reader is None:
             return self._status.wait(deadline)
+        if self.reader.is_calling:
+            raise RuntimeError("a callback can't wait for its own command, which waits for the callback")
         while True:
-            ended = self._status.has_ended()
+            died = None
+            try:
+                ended = self._status.has_ended()
+            except GuardDied as error:
+                ended, died = True, error
+            is_done = self.reader.is_done  # looked at before `error`, which the pump sets first
             if self.reader.error:
                 self._is_told = True
                 raise self.reader.error
-            waits_for = ([] if ended else [self._status]) + ([] if self.reader.is_done else [self.reader])
+            waits_for = ([] if ended else [self._status]) + ([] if is_done else [self.reader])
             if not waits_for:
+                if died:
+                    self._is_told = True
+                    raise died
                 return True
             left = None if deadline is None else deadline - time.monotonic()
             if not wait_readable([each.fileno() for each in waits_for], left):
@@ -367,7 +383,8 @@ class Process:
             raise ValueError(f"stream must be 'stdout', 'stderr' or 'both', not {stream!r}")
         targets = captured if stream is None else _TARGETS[stream]
         if not targets or not set(targets) <= set(captured):
-            raise ValueError(f"{stream or 'no stream'} is PIPE, and open: there is nothing to read")
+            asked = "no stream is" if stream is None else f"{stream!r} is not"
+            raise ValueError(f"{asked} PIPE and open: there is nothing to read")
         return targets
 
     def _pieces(self, targets: tuple[int, ...]) -> Iterator[tuple[int, bytes]]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import heapq
 import os
 import select
+import sys
 import threading
 import time
+import weakref
 
 from muontrap.errors import GuardDied
 from muontrap.host.streams import CHUNK, left_in
@@ -48,13 +50,18 @@ class Reader:
             assert fd is not None
             os.set_blocking(fd, False)
             self._sinks[fd] = sink
+        self._caller: int | None = None  # the thread in which a callback is called
         self._left: dict[int, int] | None = None  # bytes to be read of a command that is gone
         self._is_paused = False
-        self._done = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._patience = command.patience(time.monotonic())
         self.is_awaited: bool = False  # the pump has its deadline
         self._pump = _pump
-        self._pump.add(self, [status.fileno(), *self._sinks])
+        self._done = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            self._pump.add(self, [status.fileno(), *self._sinks])
+        except BaseException:
+            os.close(self._done)
+            raise
         self._expect()
 
     @property
@@ -86,9 +93,20 @@ class Reader:
         """Whether all was given to the callbacks, or one has failed."""
         return not self._sinks
 
+    @property
+    def is_stalled(self) -> bool:
+        """Whether nothing more is read until something is acknowledged."""
+        return self._is_paused
+
+    @property
+    def is_calling(self) -> bool:
+        """Whether this thread is within a callback of this command."""
+        return self._caller == threading.get_ident()
+
     def close(self) -> None:
         """Read no more. For `Process.close`."""
-        if self._status.link.is_closed:  # in a forked child, where nobody will release the lock
+        # In a forked child, and in a host that ends, there may be nobody to release the lock.
+        if self._status.link.is_closed or sys.is_finalizing():
             return
         with self._pump.lock:
             self._end()
@@ -104,11 +122,15 @@ class Reader:
         """End the command, if it was silent for too long."""
         with self._pump.lock:
             if self._patience and self._sinks and self._patience.is_late(time.monotonic()):
-                self._patience = None
-                self._status.ask(-1.0, b"inactivity")
+                if any(map(left_in, self._sinks)):  # it was waiting for its turn
+                    self._expect()
+                else:
+                    self._patience = None
+                    self._status.ask(-1.0, b"inactivity")
 
     def turn(self, fd: int) -> None:
         """Do what one descriptor is ready for: it is the status, or has output for a callback."""
+        self._caller = threading.get_ident()
         try:
             if fd == self._status.fileno():
                 self._hear()
@@ -118,6 +140,8 @@ class Reader:
             with self._pump.lock:
                 self.error = error
                 self._end()
+        finally:
+            self._caller = None
 
     def _hear(self) -> None:
         try:
@@ -182,6 +206,8 @@ class Reader:
     def _end(self) -> None:
         self._pump.remove([self._status.fileno(), *self._sinks])
         self._sinks = {}
+        self._is_paused = False
+        self._pump.forget(self)
         if self._done >= 0:
             os.eventfd_write(self._done, 1)
 
@@ -202,7 +228,8 @@ class Pump:
         self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll.register(self._wakeup, select.EPOLLIN)
         self._readers: dict[int, Reader] = {}  # by descriptor
-        self._deadlines: list[tuple[float, int, Reader]] = []
+        self._open: set[Reader] = set()  # all that are not done: those, and the paused ones
+        self._deadlines: list[tuple[float, int, weakref.ref[Reader]]] = []
         self._first: threading.Thread | None = None
         self._second: threading.Thread | None = None
         self._turn: Reader | None = None
@@ -216,7 +243,8 @@ class Pump:
         with self.lock:
             if self._first is None:
                 self._first = _thread("muontrap-pump", self._serve)
-                self._second = _thread("muontrap-standby", self._stand_by)
+                self._see_to_second()
+            self._open.add(reader)
             for fd in fds:
                 self._readers[fd] = reader
                 if reader not in self._blocked:
@@ -228,7 +256,7 @@ class Pump:
         if deadline is not None and not reader.is_awaited:
             with self.lock:
                 reader.is_awaited = True
-                heapq.heappush(self._deadlines, (deadline, id(reader), reader))
+                heapq.heappush(self._deadlines, (deadline, id(reader), weakref.ref(reader)))
             os.eventfd_write(self._wakeup, 1)
 
     def remove(self, fds: list[int]) -> None:
@@ -238,7 +266,12 @@ class Pump:
                 reader = self._readers.pop(fd, None)
                 if reader and reader not in self._blocked:
                     self._epoll.unregister(fd)
-            if not self._readers:
+
+    def forget(self, reader: Reader) -> None:
+        """Do without this reader, which is done; without any, the threads end."""
+        with self.lock:
+            self._open.discard(reader)
+            if not self._open:
                 os.eventfd_write(self._wakeup, 1)
 
     def close(self) -> None:
@@ -250,7 +283,7 @@ class Pump:
         me = threading.current_thread()
         while True:
             with self.lock:
-                if self._first is not me or not self._readers:
+                if self._first is not me or not self._open:
                     self._leave(me)
                     return
                 until = self._deadlines[0][0] if self._deadlines else None
@@ -282,6 +315,8 @@ class Pump:
                 self._blocked.discard(reader)
                 for own in self._of(reader):
                     self._epoll.register(own, select.EPOLLIN)
+            if self._first is not None:
+                self._see_to_second()
 
     def _leave(self, me: threading.Thread) -> None:
         """Nobody is there to be served, or another thread does it."""
@@ -297,11 +332,13 @@ class Pump:
         late: list[Reader] = []
         with self.lock:
             while self._deadlines and self._deadlines[0][0] <= now:
-                reader = heapq.heappop(self._deadlines)[2]
+                reader = heapq.heappop(self._deadlines)[2]()
+                if reader is None:
+                    continue
                 deadline = reader.deadline()
                 reader.is_awaited = deadline is not None and deadline > now
                 if deadline is not None and reader.is_awaited:
-                    heapq.heappush(self._deadlines, (deadline, id(reader), reader))
+                    heapq.heappush(self._deadlines, (deadline, id(reader), weakref.ref(reader)))
                 elif deadline is not None:
                     late.append(reader)
         for reader in late:
@@ -318,7 +355,7 @@ class Pump:
             begin.wait()
             begin.clear()
             turns = -1
-            while turns != self._turns:
+            while turns != self._turns and self._second is me:
                 turns = self._turns
                 time.sleep(_SLOW)
             with self.lock:
@@ -339,7 +376,15 @@ class Pump:
         self._turn = None
         me.name = "muontrap-pump"
         self._first = me
-        self._second = _thread("muontrap-standby", self._stand_by)
+        self._second = None
+        self._see_to_second()
+
+    def _see_to_second(self) -> None:
+        """Have a thread that stands by. Where there can be no more, a callback that blocks blocks all."""
+        try:
+            self._second = self._second or _thread("muontrap-standby", self._stand_by)
+        except RuntimeError:
+            pass
 
     def _of(self, reader: Reader) -> list[int]:
         return [fd for fd, its in self._readers.items() if its is reader]

@@ -33,33 +33,15 @@ def chunks(
 
     What was yielded is handled when the next is asked for: between two, nothing is read.
     """
+    if status.is_closed:
+        raise _closed(status)
     wanted = {pipes.fds[target]: target for target in targets}
     fds = {fd: target for fd, target in wanted.items() if fd is not None}
     size = min(pipes.window, CHUNK)
-    reads = _READS if len(fds) == 1 else 1
     for fd in fds:
         os.set_blocking(fd, False)
     try:
-        poll = poll_for([status.fileno(), *fds])
-        while fds:
-            came = False
-            for fd, target in list(fds.items()):
-                for _ in range(reads):
-                    try:
-                        data = os.read(fd, size)
-                    except BlockingIOError:
-                        break
-                    if not data:
-                        del fds[fd]
-                        poll.unregister(fd)
-                        break
-                    came = True
-                    yield target, data
-                    if pipes.fds[target] != fd:
-                        raise _closed(status)
-            if fds and _has_ended(command, status, poll, came=came):
-                yield from _rest(pipes, status, fds, size)
-                return
+        yield from _pieces(command, pipes, status, fds, size)
     except GuardDied:
         yield from _rest(pipes, status, fds, size)
         raise
@@ -67,6 +49,33 @@ def chunks(
         for fd, target in fds.items():
             if pipes.fds[target] == fd:
                 os.set_blocking(fd, True)
+
+
+def _pieces(
+    command: Command, pipes: Pipes, status: Status, fds: dict[int, int], size: int
+) -> Iterator[tuple[int, bytes]]:
+    poll, read, open_fds = poll_for([status.fileno(), *fds]), os.read, pipes.fds
+    reads = _READS if len(fds) == 1 else 1
+    while fds:
+        came = False
+        for fd, target in list(fds.items()):
+            for _ in range(reads):
+                try:
+                    data = read(fd, size)
+                except BlockingIOError:
+                    break
+                if not data:
+                    del fds[fd]
+                    poll.unregister(fd)
+                    break
+                came = True
+                yield target, data
+                if open_fds[target] != fd:
+                    raise _closed(status)
+        # At the end of file too: a guard's death is one.
+        if _has_ended(command, status, poll, came=came or not fds):
+            yield from _rest(pipes, status, fds, size)
+            return
 
 
 def _has_ended(command: Command, status: Status, poll: select.poll, *, came: bool) -> bool:
