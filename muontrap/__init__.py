@@ -4,7 +4,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from muontrap.errors import ContainmentError, GuardDied, GuardError, MuontrapError
+    from muontrap.errors import ContainmentError, GuardDied, GuardError, MuontrapError, SupervisorFailed
     from muontrap.host.cgroups import Cgroup
     from muontrap.host.launcher import Launcher
     from muontrap.host.link import start_guard
@@ -23,18 +23,24 @@ if TYPE_CHECKING:
     from muontrap.logic.command import DEVNULL, PIPE, STDOUT
     from muontrap.logic.limits import Limits
     from muontrap.logic.lines import Cut
+    from muontrap.logic.supervision import Backoff
+    from muontrap.supervise.daemon import Daemon, DaemonStatistics
+    from muontrap.supervise.supervisor import Supervisor, SupervisorEvent
 
 __version__ = "0.1.0"
 __all__ = (
     "DEVNULL",
     "PIPE",
     "STDOUT",
+    "Backoff",
     "CalledProcessError",
     "Cgroup",
     "CgroupStatistics",
     "CompletedProcess",
     "ContainmentError",
     "Cut",
+    "Daemon",
+    "DaemonStatistics",
     "GuardDied",
     "GuardError",
     "Launcher",
@@ -44,6 +50,9 @@ __all__ = (
     "Process",
     "Reader",
     "SignalSent",
+    "Supervisor",
+    "SupervisorEvent",
+    "SupervisorFailed",
     "TimeoutExpired",
     "Usage",
     "run",
@@ -55,12 +64,15 @@ _HOMES = {
     "DEVNULL": "logic.command",
     "PIPE": "logic.command",
     "STDOUT": "logic.command",
+    "Backoff": "logic.supervision",
     "CalledProcessError": "host.results",
     "Cgroup": "host.cgroups",
     "CgroupStatistics": "logic.accounting",
     "CompletedProcess": "host.results",
     "ContainmentError": "errors",
     "Cut": "logic.lines",
+    "Daemon": "supervise.daemon",
+    "DaemonStatistics": "supervise.daemon",
     "GuardDied": "errors",
     "GuardError": "errors",
     "Launcher": "host.launcher",
@@ -70,6 +82,9 @@ _HOMES = {
     "Process": "host.process",
     "Reader": "host.pump",
     "SignalSent": "host.results",
+    "Supervisor": "supervise.supervisor",
+    "SupervisorEvent": "supervise.supervisor",
+    "SupervisorFailed": "errors",
     "TimeoutExpired": "host.results",
     "Usage": "host.results",
     "run": "host.run",

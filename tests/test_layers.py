@@ -20,8 +20,9 @@ ROOMS: dict[str, set[str]] = {
     "containment": {"logic", "kernel", "errors"},
     "guard": {"containment", "logic", "kernel", "errors"},
     "host": {"containment", "logic", "kernel", "errors", DOOR},
+    "supervise": {"host", "logic", "errors"},
     "doctor": {"host", "containment", "logic", "kernel", "errors", DOOR},
-    "cli": {"doctor", "host", "logic", "errors", DOOR},
+    "cli": {"doctor", "supervise", "host", "logic", "errors", DOOR},
     "__main__": {"cli"},
 }
 # Decisions: `now` is a parameter, and bytes come from somebody who has read them.

@@ -153,7 +153,7 @@ class Launcher:
         Args:
             input: str or bytes for its stdin.
             capture_output: read stdout and stderr.
-            into: where stdout goes instead of into the result (stderr, where that alone is `PIPE`), or
+            into: where stdout goes instead of into the result (stderr, if stdout is sent elsewhere), or
                 a pair for both: a list or a callable, of lines; a binary or text file; a
                 `logging.Logger` or `LogLines`.
             max_output: bytes of stdout and stderr together that are kept or passed on.
@@ -182,7 +182,7 @@ class Launcher:
 
         def run(command: Command) -> CompletedProcess:
             with self._launch(command, announce=False) as process:
-                return process.run_to_end(input, deadline, timeout, sinks, cap)
+                return process.run_to_end(input, deadline, timeout, sinks=sinks, cap=cap)
 
         result = _as_possible(command, run)
         if check:

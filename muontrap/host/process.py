@@ -302,6 +302,7 @@ class Process:
         input: Any,
         deadline: float | None,
         timeout: float | None,
+        *,
         sinks: dict[int, Sink] | None = None,
         cap: Cap | None = None,
     ) -> CompletedProcess:

@@ -144,7 +144,7 @@ def direct(command: Command, into: Any) -> tuple[Command, dict[int, Sink]]:
             raise ValueError(f"into must be one target, or (for stdout, for stderr), not {into!r}")
         targets = dict(zip(_STREAMS, into, strict=True))
     else:
-        only_stderr = command.stdout != PIPE and command.stderr == PIPE
+        only_stderr = command.stdout not in (None, PIPE) and command.stderr == PIPE
         targets = {2 if only_stderr else 1: into}
     sinks = {
         number: _sink(command, target, _STREAMS[number])

@@ -1,0 +1,438 @@
+"""Who of a supervisor's children is to run, and when: restart types, strategies, intensity, backoff.
+
+A machine without I/O and without a clock.  It is told what happened (`started`, `ready`, `exited` ...)
+and then, by `actions`, says what to do: start or stop a child.  What it says it takes for done.
+
+A child is
+
+    stopped     not there: not wanted, or at its end for good (`Child.ending` says which)
+    waiting     wanted, and not there yet: for its time, for those that it depends on, for a group's stop
+    starting    there, and not ready yet
+    ready       there, and of use to those that depend on it
+    stopping    asked to end
+
+Order: a child starts when all that it depends on are ready, and stops when all that depend on it have
+ended.  With "rest_for_one" each depends on the one before it besides.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from typing import Literal, TypeAlias
+
+    Restart: TypeAlias = Literal["permanent", "transient", "temporary"]
+    Strategy: TypeAlias = Literal["one_for_one", "one_for_all", "rest_for_one"]
+    State: TypeAlias = Literal["stopped", "waiting", "starting", "ready", "stopping"]
+    Ending: TypeAlias = Literal["", "finished", "failed", "stopped"]
+
+RESTARTS = ("permanent", "transient", "temporary")
+STRATEGIES = ("one_for_one", "one_for_all", "rest_for_one")
+# As OTP has them.
+MAX_RESTARTS, MAX_SECONDS = 3, 5.0
+_STORY = 20
+
+
+class Backoff:
+    """How long to wait before a restart: longer after each failure in a row.
+
+    Args:
+        initial: seconds before the first restart.
+        factor: by which each wait is longer than the one before, 1 or more.
+        cap: seconds, the longest wait.
+        jitter: a part of the wait, 0 to 1, by which it is lengthened at random.
+        reset_after: seconds that a child is ready after which its next failure is a first one.
+    """
+
+    def __init__(
+        self,
+        initial: float = 0.1,
+        factor: float = 2.0,
+        cap: float = 30.0,
+        jitter: float = 0.1,
+        reset_after: float = 10.0,
+    ) -> None:
+        for name, value, least in (
+            ("initial", initial, 0),
+            ("factor", factor, 1),
+            ("cap", cap, 0),
+            ("jitter", jitter, 0),
+            ("reset_after", reset_after, 0),
+        ):
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"{name} of a backoff must be a number, not {value!r}")
+            if not least <= value < float("inf"):
+                raise ValueError(f"{name} of a backoff must be {least} or more, not {value!r}")
+        if jitter > 1:
+            raise ValueError(f"jitter of a backoff must be from 0 to 1, not {jitter!r}")
+        self.initial: float = initial
+        self.factor: float = factor
+        self.cap: float = cap
+        self.jitter: float = jitter
+        self.reset_after: float = reset_after
+
+    def wait(self, failures: int, chance: float) -> float:
+        """Return the seconds before the restart after so many failures in a row; `chance` is 0 to 1."""
+        # An exponent that no float can have is beyond any cap.
+        grown = self.initial * self.factor ** min(failures - 1, 500) if self.factor > 1 else self.initial
+        return min(grown, self.cap) * (1 + self.jitter * chance)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Backoff) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(vars(self).values()))
+
+    def __repr__(self) -> str:
+        return f"Backoff({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
+
+class Child:
+    """One of the children, as it is asked for, and what became of it.
+
+    Attributes:
+        state: see the module.
+        ending: why one that is stopped will not start by itself: "finished", "failed", or "stopped" by
+            somebody; else "".
+        restarts: how often it was started again after it had ended by itself.
+        start_failures, failures: how often it ended before it was ready, and later.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        restart: Restart = "permanent",
+        *,
+        depends_on: Iterable[str] = (),
+        essential: bool = False,
+        backoff: Backoff | None = None,
+    ) -> None:
+        if not name:
+            raise ValueError("a child needs a name")
+        if restart not in RESTARTS:
+            raise ValueError(f"restart of {name!r} must be one of {', '.join(RESTARTS)}, not {restart!r}")
+        self.name: str = name
+        self.restart: Restart = restart
+        self.depends_on: tuple[str, ...] = tuple(depends_on)
+        self.essential: bool = essential
+        self.backoff: Backoff = backoff or Backoff()
+        self.state: State = "stopped"
+        self.ending: Ending = ""
+        self.restarts: int = 0
+        self.start_failures: int = 0
+        self.failures: int = 0
+        self.is_removed: bool = False
+        self._in_a_row = 0  # failures of the same kind
+        self._was_start_failure = False
+        self._ready_since = 0.0
+        self._at = 0.0  # not to be started before
+        self._starts_again = False  # when it has ended, if it is stopping or to be stopped
+
+    @property
+    def is_of_use(self) -> bool:
+        """Whether those that depend on it may start."""
+        return self.state == "ready" and not self._goes
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is where it is to be: of use, or down."""
+        return self.is_of_use or self.state == "stopped"
+
+    @property
+    def _goes(self) -> bool:
+        """Whether it is not to be there any longer."""
+        return self._starts_again or self.ending == "stopped"
+
+    @property
+    def is_there(self) -> bool:
+        """Whether something of it may be running."""
+        return self.state in ("starting", "ready", "stopping")
+
+
+class Supervision:
+    """The children of one supervisor. Times are seconds of any one monotonic clock.
+
+    Args:
+        children: in the order of their start.
+        strategy: which others are restarted with a child that has failed.
+        max_restarts, max_seconds: restart intensity: one more in that time is too much.
+        on_give_up: what then happens, told the child's name: True stops all and fails, False leaves
+            that child down.  An essential child at its end stops all in any case.
+        chance: returns a random number from 0 to 1.
+
+    Attributes:
+        outcome: None, until all has ended: then "" if that was asked for or a success, else what failed.
+        story: the last failures, each as a line.
+    """
+
+    def __init__(
+        self,
+        children: Sequence[Child],
+        *,
+        strategy: Strategy = "one_for_one",
+        max_restarts: int = MAX_RESTARTS,
+        max_seconds: float = MAX_SECONDS,
+        on_give_up: Callable[[str], bool] = lambda _: True,
+        chance: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        if strategy not in STRATEGIES:
+            raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, not {strategy!r}")
+        if max_restarts < 0:
+            raise ValueError(f"max_restarts must be 0 or more, not {max_restarts!r}")
+        if not max_seconds > 0:
+            raise ValueError(f"max_seconds must be more than 0 s, not {max_seconds!r}")
+        self._strategy = strategy
+        self._max_restarts = max_restarts
+        self._max_seconds = max_seconds
+        self._on_give_up = on_give_up
+        self._chance = chance
+        self._times: deque[float] = deque()  # of restarts, not older than max_seconds
+        self._is_ending = False
+        self._failure = ""
+        self.children: dict[str, Child] = {}
+        self.outcome: str | None = None
+        self.story: deque[str] = deque(maxlen=_STORY)
+        for child in children:
+            self._enter(child)
+        self._check()
+
+    @property
+    def deadline(self) -> float | None:
+        """When `actions`, which has just been asked, will have more without an event; None for never."""
+        times = [child._at for child in self._startable()]
+        return min(times, default=None)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether no child is on its way up or down."""
+        return all(child.is_settled for child in self.children.values())
+
+    def start(self) -> None:
+        """Let all children run."""
+        for child in self.children.values():
+            if child.state == "stopped":
+                child.state, child.ending = "waiting", ""
+
+    def stop(self, failure: str = "") -> None:
+        """Let all children end, and then the supervisor; with a failure, if there is one."""
+        self._is_ending = True
+        self._failure = self._failure or failure
+        for child in self.children.values():
+            self._let_down(child)
+
+    def ready(self, name: str, now: float) -> None:
+        """A child that was starting is of use."""
+        child = self.children[name]
+        if child.state == "starting":
+            child.state, child._ready_since = "ready", now
+
+    def exited(self, name: str, failure: str, now: float, *, is_counted: bool = True) -> None:
+        """A child has ended, or could not be started; `failure` says why, "" for a success.
+
+        One that is not counted is restarted whatever the intensity: another was counted for the same.
+        """
+        child = self.children[name]
+        was = child.state
+        child.state = "stopped"
+        if child.is_removed:
+            self._forget(child)
+            return
+        if was == "stopping" or child._starts_again or self._is_ending or child.ending == "stopped":
+            if child._starts_again:
+                child.state = "waiting"
+            child._starts_again = False
+            return
+        is_restarted = child.restart == "permanent" or (child.restart == "transient" and failure)
+        if failure or is_restarted:
+            self._count(child, was, now)
+            self.story.append(f"{name}: {failure or 'ended without a failure'}")
+        if is_restarted:
+            self._restart(child, failure, now, is_counted=is_counted)
+        else:
+            child.ending = "failed" if failure else "finished"
+        if child.ending and child.essential:
+            self.stop(f"essential child {name} has ended: {failure}" if failure else "")
+
+    def start_child(self, name: str) -> None:
+        """Start a child that is stopped, at once if it waits for its time."""
+        child = self.children[name]
+        self._refuse_while_ending()
+        child.ending = ""
+        if child.state == "stopping" or child._starts_again:
+            child._starts_again = True
+        elif not child.is_there:
+            child.state, child._at = "waiting", 0.0
+
+    def stop_child(self, name: str) -> None:
+        """Stop a child; it stays so until `start_child` or `restart_child`."""
+        self._let_down(self.children[name])
+
+    def restart_child(self, name: str) -> None:
+        """Stop a child, and start it again: that is no failure, and not counted."""
+        self._refuse_while_ending()
+        child = self.children[name]
+        if child.is_there:
+            child.ending, child._starts_again, child._at = "", True, 0.0
+        else:
+            self.start_child(name)
+
+    def add(self, child: Child) -> None:
+        """Take one more child, behind the others, and let it run."""
+        self._refuse_while_ending()
+        self._enter(child)
+        try:
+            self._check()
+        except ValueError:
+            del self.children[child.name]
+            raise
+        child.state = "waiting"
+
+    def remove(self, name: str) -> None:
+        """Forget a child on which no other depends, as soon as it is stopped."""
+        child = self.children[name]
+        heirs = [other.name for other in self.children.values() if name in other.depends_on]
+        if heirs:
+            raise ValueError(f"child {name!r} is what {', '.join(heirs)} depends on")
+        self._let_down(child)
+        child.is_removed = True
+        if not child.is_there:
+            self._forget(child)
+
+    def actions(self, now: float) -> list[tuple[Literal["start", "stop"], str]]:
+        """Return what is to be done now, in order."""
+        todo: list[tuple[Literal["start", "stop"], str]] = []
+        for child in reversed(self.children.values()):
+            if child._goes and child.state in ("starting", "ready") and not self._is_held(child):
+                child.state = "stopping"
+                todo.append(("stop", child.name))
+        for child in self._startable():
+            if now >= child._at:
+                child.state = "starting"
+                todo.append(("start", child.name))
+        if self._is_ending and not any(child.is_there for child in self.children.values()):
+            self.outcome = self._failure
+        return todo
+
+    def _forget(self, child: Child) -> None:
+        del self.children[child.name]
+        self._check()
+
+    def _enter(self, child: Child) -> None:
+        if child.name in self.children:
+            raise ValueError(f"there are two children named {child.name!r}: names must be unique")
+        self.children[child.name] = child
+
+    def _startable(self) -> list[Child]:
+        """Return those that may start as soon as it is time."""
+        children = list(self.children.values())
+        last_going = max(
+            (at for at, child in enumerate(children) if child.is_there and child._goes), default=-1
+        )
+        if self._strategy == "one_for_all" and last_going >= 0:
+            return []
+        first = last_going if self._strategy == "rest_for_one" else 0
+        return [
+            child
+            for child in children[max(first, 0) :]
+            if child.state == "waiting" and all(needed.is_of_use for needed in self._needs[child.name])
+        ]
+
+    def _is_held(self, child: Child) -> bool:
+        """Tell whether one that depends on it goes too, and has to be gone before."""
+        return any(heir.is_there and heir._goes for heir in self._heirs[child.name])
+
+    def _check(self) -> None:
+        """See who depends on whom; raise for a dependency on nobody, or a circle."""
+        needs: dict[str, list[Child]] = {}
+        before: list[Child] = []
+        for child in self.children.values():
+            for name in child.depends_on:
+                if name not in self.children:
+                    raise ValueError(f"{child.name!r} depends on {name!r}, which is no child")
+            needs[child.name] = [*map(self.children.__getitem__, child.depends_on), *before]
+            before = [child] if self._strategy == "rest_for_one" else []
+        circle = _circle(needs)
+        if circle:
+            raise ValueError(f"children depend on each other in a circle: {' -> '.join(circle)}")
+        self._needs = needs
+        self._heirs: dict[str, list[Child]] = {name: [] for name in needs}
+        for name, needed in needs.items():
+            for other in needed:
+                self._heirs[other.name].append(self.children[name])
+
+    def _followers(self, child: Child) -> list[Child]:
+        """Return those that are restarted with it."""
+        others = [other for other in self.children.values() if other is not child]
+        if self._strategy == "one_for_all":
+            return others
+        return others[list(self.children).index(child.name) :] if self._strategy == "rest_for_one" else []
+
+    def _let_down(self, child: Child) -> None:
+        child._starts_again = False
+        if not child.ending:
+            child.ending = "stopped"
+        if child.state == "waiting":
+            child.state = "stopped"
+
+    def _count(self, child: Child, was: State, now: float) -> None:
+        """A failure, one more in a row if the one before was of the same kind and there was no health."""
+        at_start = was == "starting"
+        was_healthy = not at_start and now - child._ready_since >= child.backoff.reset_after
+        if was_healthy or at_start != child._was_start_failure:
+            child._in_a_row = 0
+        child._was_start_failure = at_start
+        child._in_a_row += 1
+        if at_start:
+            child.start_failures += 1
+        else:
+            child.failures += 1
+
+    def _restart(self, child: Child, failure: str, now: float, *, is_counted: bool) -> None:
+        """Start it again, and whom the strategy adds; or give up."""
+        while self._times and self._times[0] <= now - self._max_seconds:
+            self._times.popleft()
+        if is_counted and len(self._times) >= self._max_restarts:
+            child.ending = "failed"
+            why = f"{child.name} ended more than {self._max_restarts} times in {self._max_seconds:g} s"
+            self.story.append(f"{why}: given up")
+            if not child.essential and not self._on_give_up(child.name):
+                return
+            self.stop(f"{why}, last: {failure or 'a success'}")
+            return
+        if is_counted:
+            self._times.append(now)
+        child.restarts += 1
+        child.state = "waiting"
+        child._at = now + child.backoff.wait(child._in_a_row, self._chance())
+        for other in self._followers(child):
+            if other.is_there and other.ending != "stopped":
+                if other.restart == "temporary":
+                    other.ending = "stopped"
+                else:
+                    other._starts_again, other._at = True, child._at
+            elif other.ending == "finished" and other.restart != "temporary":
+                other.state, other.ending, other._at = "waiting", "", child._at
+
+    def _refuse_while_ending(self) -> None:
+        if self._is_ending:
+            raise ValueError("the supervisor is ending")
+
+
+def _circle(needs: dict[str, list[Child]]) -> list[str]:
+    """Return names that depend on each other, the first also last; none if there is no circle."""
+    left = dict(needs)
+    while True:
+        free = [name for name, needed in left.items() if not any(other.name in left for other in needed)]
+        if not free:
+            break
+        for name in free:
+            del left[name]
+    path: list[str] = []
+    name = next(iter(left), "")
+    while name and name not in path:
+        path.append(name)
+        name = next(other.name for other in left[name] if other.name in left)
+    return [*path[path.index(name) :], name] if name else []

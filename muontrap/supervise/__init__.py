@@ -1,0 +1,1 @@
+"""Daemons and supervisors: long-running commands, started again as long as that makes sense."""
