@@ -26,6 +26,8 @@ bench: .venv/installed
 	$(BIN)/python bench/killtime.py
 	$(BIN)/python bench/import.py
 	$(BIN)/python bench/cgroup.py
+	$(BIN)/python bench/throughput.py
+	$(BIN)/python bench/many.py
 
 .venv/installed: pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON) here: try  apt install python3 python3-venv  or  make PYTHON=..."; exit 1; }

@@ -67,16 +67,24 @@ def interleave(
 
 
 class Report:
-    """Prints each section as a table when it is there and the goals at the end, or all as JSON."""
+    """Prints each section as a table when it is there and the goals at the end, or all as JSON.
 
-    def __init__(self, description: str, seconds: float) -> None:
+    `numbers` are more options: what each is, and its default.
+    """
+
+    def __init__(self, description: str, seconds: float, **numbers: tuple[str, int]) -> None:
         parser = argparse.ArgumentParser(description=description)
         parser.add_argument(
             "--seconds", type=float, default=seconds, help="for each section (default: %(default)s)"
         )
         parser.add_argument("--json", action="store_true", help="JSON in place of tables")
+        for name, (meaning, default) in numbers.items():
+            parser.add_argument(
+                f"--{name}", type=int, default=default, help=f"{meaning} (default: {default})"
+            )
         options = parser.parse_args()
         self.seconds: float = options.seconds
+        self.numbers: dict[str, int] = {name: getattr(options, name) for name in numbers}
         self._json: bool = options.json
         self._sections: dict[str, dict[str, dict[str, float]]] = {}
         self._goals: list[dict[str, object]] = []

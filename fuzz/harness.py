@@ -1,7 +1,7 @@
-"""Runs a target: under atheris where it is installed, else over random and mutated inputs for a while.
+"""Runs a target: over random and mutated inputs for a while, or under atheris, which looks for new ways.
 
     python fuzz/fuzz_wire.py [--seconds 10] [--seed N]       without atheris
-    python fuzz/fuzz_wire.py --atheris [libFuzzer options]   with it
+    python fuzz/fuzz_wire.py --atheris [libFuzzer options]   with it: pip install '.[fuzz]'
 
 A failure prints the input as a Python literal; `--input` takes one back.
 """
@@ -10,13 +10,24 @@ from __future__ import annotations
 
 import argparse
 import ast
+import os
 import random
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+
+if "--atheris" in sys.argv:
+    import atheris  # type: ignore[import-not-found]
+
+    sys.argv.remove("--atheris")
+    # For good: a target imports muontrap after this module, and muontrap some more later.
+    atheris.instrument_imports(include=["muontrap"]).__enter__()
+else:
+    atheris = None
 
 Target = Callable[[bytes], None]
 LIKELY = (0, 1, 2, 7, 8, 0x20, 0x28, 0x29, 0x7F, 0x80, 0xFF)
@@ -24,11 +35,10 @@ LIKELY = (0, 1, 2, 7, 8, 0x20, 0x28, 0x29, 0x7F, 0x80, 0xFF)
 
 def run(target: Target, corpus: Sequence[bytes]) -> None:
     """Parse the command line and fuzz; end with status 1 at the first failure."""
-    if "--atheris" in sys.argv:
-        import atheris  # type: ignore[import-not-found]
-
-        sys.argv.remove("--atheris")
-        atheris.Setup(sys.argv, target)
+    if atheris:
+        atheris.instrument_func(target)
+        seeds = ",".join(map(_nameless_file, corpus))
+        atheris.Setup([*sys.argv, f"-seed_inputs={seeds}"], partial(_try, target))
         atheris.Fuzz()
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=10.0)
@@ -75,6 +85,13 @@ def mutant(corpus: Sequence[bytes], chance: random.Random) -> bytes:
         else:
             data[at:end] = chance.randbytes(end - at)
     return bytes(data)
+
+
+def _nameless_file(data: bytes) -> str:
+    """Return the path of a file that goes with this process, as libFuzzer ends without any clean-up."""
+    fd = os.memfd_create("seed")
+    os.write(fd, data)
+    return f"/proc/self/fd/{fd}"
 
 
 def _try(target: Target, data: bytes) -> None:

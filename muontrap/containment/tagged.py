@@ -57,10 +57,12 @@ class TagReader:
         """Return, opened, all processes that carry the tag of this guard (and command)."""
         if self.format is None:
             return []
+        return self.open([pid for pid in pids() if self._matches(pid, guard, number)], guard, number)
+
+    def open(self, found_before: list[int], guard: int, number: int | None) -> list[Held]:
+        """Return, opened, those that still are processes with that tag."""
         found = []
-        for pid in pids():
-            if not self._matches(pid, guard, number):
-                continue
+        for pid in found_before:
             held = Held.open(pid)
             if held is None:
                 continue
@@ -71,10 +73,14 @@ class TagReader:
                 held.close()
         return found
 
-    def numbers(self, guard: int) -> set[int]:
-        """Return the numbers of this guard's commands that any process carries."""
-        tags = map(self.tag_of, pids())
-        return {tag[1] for tag in tags if tag is not None and tag[0] == guard}
+    def numbers(self, guard: int) -> dict[int, list[int]]:
+        """Return the numbers of this guard's commands that any process carries, with the pids."""
+        found: dict[int, list[int]] = {}
+        for pid in pids() if self.format else ():
+            tag = self.tag_of(pid)
+            if tag is not None and tag[0] == guard:
+                found.setdefault(tag[1], []).append(pid)
+        return found
 
     def _matches(self, pid: int, guard: int, number: int | None) -> bool:
         tag = self.tag_of(pid)

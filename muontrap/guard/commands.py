@@ -63,7 +63,7 @@ class Command:
         self._announce = launch.announce
         self._stop_signal = launch.stop_signal
         self.leaves_rest: bool = launch.kill_mode == b"process"
-        self._in_hosts_session = "setpgid" in dict(launch.steps)
+        self.in_hosts_session: bool = "setpgid" in dict(launch.steps)
         self._escalation = Escalation(launch.kill_mode.decode("ascii"), launch.delay_to_sigkill)
         self._exited = False
         self._reason = b""
@@ -186,7 +186,7 @@ class Command:
 
     def report_suspended(self) -> None:
         """Tell the host of a command in its session that it was stopped (Ctrl-Z), if it was."""
-        if self._in_hosts_session and not self._exited:
+        if not self._exited:
             try:
                 seen = os.waitid(os.P_PID, self.main.pid, os.WSTOPPED | os.WNOHANG)
             except ChildProcessError:
@@ -228,6 +228,10 @@ class Command:
         One that was alive when the guard's children were listed may have forked and died before it was
         looked at: only a list of which all were dead before it was made is a proof.
         """
+        later = self._family.is_better_at(self.number, now) if self._pause == _FIRST_PAUSE else now
+        if later > now:
+            self._look_at = later
+            return
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
         overdue = self._escalation.state == "overdue"
         self._look_at = now + (_OVERDUE_PAUSE if overdue else self._pause)

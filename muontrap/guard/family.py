@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import time
 
 from muontrap.containment.processes import Held, Pack, children, descendants, read, read_children, stat
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from muontrap.logic.tags import Format
 
 
+# However long it takes to look at all processes.
+_LONGEST_REST = 0.02
 # No machine starts four million processes a second.
 _SECONDS_PER_PID = 2.5e-7
 
@@ -48,6 +51,11 @@ class Family:
         self._starts: dict[int, int] = {}
         self._released: set[int] = set()
         self.mains: dict[int, Held] = {}
+        self._numbers: dict[int, int] = {}  # of mains, by pidfd
+        self._deaths = select.poll()  # of all mains at once
+        # number -> pids with its tag, listed after its main process had died; to be used once
+        self._listed: dict[int, list[int]] = {}
+        self._rests_until = 0.0
         self._groups: dict[int, Group] = {}
         self._children = _open_own_children()
         self._loadavg = os.open("/proc/loadavg", os.O_RDONLY | os.O_CLOEXEC)
@@ -64,12 +72,14 @@ class Family:
         try:
             return form.next_number(last, self.mains.keys() | self._released)
         except BlockingIOError:
-            self._released &= self._reader.numbers(self._guard_id)
+            self._released &= self._reader.numbers(self._guard_id).keys()
             return form.next_number(last, self.mains.keys() | self._released)
 
     def add(self, number: int, main: Held, began: float, group: Group | None) -> None:
         """Take in a command whose launch began at a time, in seconds, and which may have a cgroup."""
         self.mains[number] = main
+        self._numbers[main.fd] = number
+        self._deaths.register(main.fd, select.POLLIN)
         if group:
             self._groups[number] = group
         self._ledger.launched(main.pid, began)
@@ -81,7 +91,10 @@ class Family:
             for orphan in self._orphans.values():
                 orphan.spared |= number in self._claimants(orphan)
             self._released.add(number)
-        del self.mains[number]
+        main = self.mains.pop(number)
+        self._deaths.unregister(main.fd)
+        del self._numbers[main.fd]
+        self._listed.pop(number, None)
         self._groups.pop(number, None)
         self._starts.pop(number, None)
         if self._orphans:
@@ -125,13 +138,40 @@ class Family:
         strike(roots)
         found = roots + descendants(roots)
         seen = {held.pid for held in found}
-        for held in self._reader.scan(self._guard_id, number) + (group.members() if group else []):
+        tagged = self._tagged(number) if main_is_dead else self._reader.scan(self._guard_id, number)
+        for held in tagged + (group.members() if group else []):
             if held.pid in seen:
                 held.close()
             else:
                 seen.add(held.pid)
                 found.append(held)
         return Pack(found)
+
+    def is_better_at(self, number: int, now: float) -> float:
+        """Return when to look for what an ended command has left: now, unless others just were looked for.
+
+        Where many commands end at nearly the same time, so half of the time is left for the others to
+        end as well, and then one look is for all of them.
+        """
+        if now >= self._rests_until or number in self._listed:
+            return now
+        main = self.mains[number]
+        return self._rests_until if is_dead(main.fd) and not self._never_forked(main.pid) else now
+
+    def _tagged(self, number: int) -> list[Held]:
+        """Return what carries the tag of a command whose main process has died.
+
+        Commands that end together share one look at all processes of the machine: for each, it is a
+        proof as long as its main process was dead before.
+        """
+        if number not in self._listed:
+            began = time.monotonic()
+            dead = [self._numbers[fd] for fd, _ in self._deaths.poll(0)]
+            found = self._reader.numbers(self._guard_id)
+            self._listed.update((each, found.get(each, [])) for each in dead)
+            ended = time.monotonic()
+            self._rests_until = ended + min(ended - began, _LONGEST_REST)
+        return self._reader.open(self._listed.pop(number, []), self._guard_id, number)
 
     def _never_forked(self, pid: int) -> bool:
         if not self._has_last_pid:

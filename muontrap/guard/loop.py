@@ -58,6 +58,8 @@ class Guard:
         self._note_grace = note_grace
         self._family = Family(guard_id, reader)
         self._commands: dict[int, Command] = {}
+        self._busy: dict[int, Command] = {}  # those to be looked at: what has happened, or a time
+        self._in_hosts_session: dict[int, Command] = {}
         self._last_number = 0
         self._host_gone = False
         self._children_changed = False
@@ -88,7 +90,7 @@ class Guard:
             self._tick()
 
     def _timeout(self) -> float | None:
-        times = [at for command in self._commands.values() if (at := command.wake_at()) is not None]
+        times = [at for command in self._busy.values() if (at := command.wake_at()) is not None]
         return min(max(0.0, min(times) - time.monotonic()), _LONGEST_SLEEP) if times else None
 
     def _tick(self) -> None:
@@ -97,14 +99,16 @@ class Guard:
         if changed:
             self._family.reap()
             self._litter = [group for group in self._litter if not group.remove()]
-        now = time.monotonic()
-        for command in list(self._commands.values()):
-            if changed:
+            for command in self._in_hosts_session.values():
                 command.report_suspended()
+        now = time.monotonic()
+        for command in list(self._busy.values()):
             command.tick(now, children_changed=changed)
             if command.is_gone:
                 self._forget(command)
-        if self._boosted != any(command.is_hard for command in self._commands.values()):
+            elif command.wake_at() is None:
+                del self._busy[command.number]
+        if self._boosted != any(command.is_hard for command in self._busy.values()):
             self._boosted = not self._boosted and raise_priority()
             if not self._boosted:
                 restore_priority()
@@ -123,6 +127,7 @@ class Guard:
         self._requests.close()
         self._wake_watch()
         now = time.monotonic()
+        self._busy.update(self._commands)
         for command in list(self._commands.values()):
             command.stop(now, b"host-gone")
 
@@ -220,7 +225,9 @@ class Guard:
         self._family.add(number, main, began, placed.group if placed else None)
         command = Command(number, launch, request.status, main, self._family, placed, began=began)
         command.errors = pipe
-        self._commands[number] = command
+        self._commands[number] = self._busy[number] = command
+        if command.in_hosts_session:
+            self._in_hosts_session[number] = command
         self._note_grace(launch.delay_to_sigkill)
         self._wake_watch()
         if pipe is None:
@@ -251,6 +258,7 @@ class Guard:
     def _out_of_memory(self, command: Command) -> None:
         if command.placed and command.placed.oom_kills:
             os.eventfd_read(command.placed.oom_kills.fd)
+            self._busy[command.number] = command
             command.out_of_memory(time.monotonic())
 
     def _next_number(self) -> int:
@@ -304,6 +312,7 @@ class Guard:
         self._executed(command)
         if not command.is_gone:
             self._ignore(command.main.fd)
+            self._busy[command.number] = command
             command.main_exited(time.monotonic())
             self._child_changed()  # its SIGCHLD is there by now: no need to wake up for it
 
@@ -311,6 +320,7 @@ class Guard:
         try:
             packet = sockets.receive(status)
             sockets.close(packet.fds)
+            self._busy[command.number] = command
             command.hear(packet.data, time.monotonic())
         except (BlockingIOError, sockets.Truncated, ProtocolError):
             return
@@ -331,6 +341,8 @@ class Guard:
                 else:
                     self._litter.append(command.placed.group)
         del self._commands[command.number]
+        self._busy.pop(command.number, None)
+        self._in_hosts_session.pop(command.number, None)
         self._family.remove(command.number, spare=command.leaves_rest)
         command.main.close()
 

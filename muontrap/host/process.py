@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 import warnings
 from operator import itemgetter
@@ -69,6 +70,7 @@ class Process:
         self._status = status
         self._pipes = pipes
         self._exchange: Exchange | None = None
+        self._closing = threading.Lock()
         self._is_told = False
 
     @property
@@ -256,8 +258,11 @@ class Process:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._is_told = self._is_told or kind is not None
-        self.close()
+        try:
+            self.close()
+        except BaseException as raised:
+            if kind is None or raised is not (self.reader and self.reader.error):
+                raise
 
     def __del__(self) -> None:
         if not hasattr(self, "_is_told") or self._status.is_closed:
@@ -366,7 +371,9 @@ class Process:
                     raise died
                 return True
             left = None if deadline is None else deadline - time.monotonic()
-            if not wait_readable([each.fileno() for each in waits_for], left):
+            fds = [each.fileno() for each in waits_for]
+            # One that another thread has closed meanwhile is waited for no more.
+            if min(fds) >= 0 and not wait_readable(fds, left):
                 return False
 
     def _check_readable(self) -> None:
@@ -394,10 +401,11 @@ class Process:
         return reader.chunks(self._command, self._pipes, self._status, targets)
 
     def _close_files(self) -> None:
-        if self.reader:
-            self.reader.close()
-        self._pipes.close()
-        self._status.close()
+        with self._closing:
+            if self.reader:
+                self.reader.close()
+            self._pipes.close()
+            self._status.close()
 
 
 _TARGETS = {"stdout": (1,), "stderr": (2,), "both": (1, 2)}

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import weakref
+from functools import partial
 
 from muontrap.errors import GuardDied
 from muontrap.host.streams import CHUNK, left_in
@@ -54,6 +55,7 @@ class Reader:
         self._left: dict[int, int] | None = None  # bytes to be read of a command that is gone
         self._is_paused = False
         self._patience = command.patience(time.monotonic())
+        self.is_slow: bool = False  # its last turn was
         self.is_awaited: bool = False  # the pump has its deadline
         self._pump = _pump
         self._done = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -302,6 +304,8 @@ class Pump:
             reader = self._readers.get(fd)
             if reader is None:
                 return
+            if reader.is_slow and self._takes_apart(reader, fd):
+                return
             self._turn = reader
             self._turns += 1
         if not self._is_watched:
@@ -312,11 +316,36 @@ class Pump:
             if self._turn is reader and self._first is threading.current_thread():
                 self._turn = None
             else:
-                self._blocked.discard(reader)
-                for own in self._of(reader):
-                    self._epoll.register(own, select.EPOLLIN)
+                self._readmit(reader)
             if self._first is not None:
                 self._see_to_second()
+
+    def _takes_apart(self, reader: Reader, fd: int) -> bool:
+        """Give a reader whose last turn was slow a thread for this one, if there can be one."""
+        self._set_aside(reader)
+        try:
+            _thread("muontrap-slow", partial(self._turn_apart, reader, fd))
+        except RuntimeError:
+            self._readmit(reader)
+            return False
+        return True
+
+    def _turn_apart(self, reader: Reader, fd: int) -> None:
+        begin = time.monotonic()
+        reader.turn(fd)
+        with self.lock:
+            reader.is_slow = time.monotonic() - begin > _SLOW
+            self._readmit(reader)
+
+    def _set_aside(self, reader: Reader) -> None:
+        for fd in self._of(reader):
+            self._epoll.unregister(fd)
+        self._blocked.add(reader)
+
+    def _readmit(self, reader: Reader) -> None:
+        self._blocked.discard(reader)
+        for fd in self._of(reader):
+            self._epoll.register(fd, select.EPOLLIN)
 
     def _leave(self, me: threading.Thread) -> None:
         """Nobody is there to be served, or another thread does it."""
@@ -370,9 +399,8 @@ class Pump:
         self._serve()
 
     def _take_over(self, me: threading.Thread, slow: Reader) -> None:
-        for fd in self._of(slow):
-            self._epoll.unregister(fd)
-        self._blocked.add(slow)
+        self._set_aside(slow)
+        slow.is_slow = True
         self._turn = None
         me.name = "muontrap-pump"
         self._first = me

@@ -35,10 +35,10 @@ def chunks(
     """
     if status.is_closed:
         raise _closed(status)
-    wanted = {pipes.fds[target]: target for target in targets}
-    fds = {fd: target for fd, target in wanted.items() if fd is not None}
-    size = min(pipes.window, CHUNK)
-    for fd in fds:
+    # Descriptors of our own: another thread may close the process, and open others under their numbers.
+    own = {os.dup(fd): target for target in targets if (fd := pipes.fds[target]) is not None}
+    fds, size = dict(own), min(pipes.window, CHUNK)
+    for fd in own:
         os.set_blocking(fd, False)
     try:
         yield from _pieces(command, pipes, status, fds, size)
@@ -46,9 +46,9 @@ def chunks(
         yield from _rest(pipes, status, fds, size)
         raise
     finally:
-        for fd, target in fds.items():
-            if pipes.fds[target] == fd:
-                os.set_blocking(fd, True)
+        for fd in own:
+            os.set_blocking(fd, True)
+            os.close(fd)
 
 
 def _pieces(
@@ -70,7 +70,7 @@ def _pieces(
                     break
                 came = True
                 yield target, data
-                if open_fds[target] != fd:
+                if open_fds[target] is None:
                     raise _closed(status)
         # At the end of file too: a guard's death is one.
         if _has_ended(command, status, poll, came=came or not fds):
@@ -105,7 +105,7 @@ def _rest(pipes: Pipes, status: Status, fds: dict[int, int], size: int) -> Itera
             data = os.read(fd, min(size, left))
             left -= len(data)
             yield target, data
-            if pipes.fds[target] != fd:
+            if pipes.fds[target] is None:
                 raise _closed(status)
 
 

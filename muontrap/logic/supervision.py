@@ -11,13 +11,16 @@ A child is
     ready       there, and of use to those that depend on it
     stopping    asked to end
 
-Order: a child starts when all that it depends on are ready, and stops when all that depend on it have
-ended.  With "rest_for_one" each depends on the one before it besides.
+Order: a child starts when all that it depends on are ready, or have finished for good, as a job that is
+done.  With "rest_for_one" all before it that are to run are ready besides; with that and "one_for_all"
+nobody starts while somebody is stopped.  A child stops when all that depend on it, and stop too, have
+ended; those also that depend on it by way of others.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from graphlib import CycleError, TopologicalSorter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,9 +45,11 @@ class Backoff:
     Args:
         initial: seconds before the first restart.
         factor: by which each wait is longer than the one before, 1 or more.
-        cap: seconds, the longest wait.
-        jitter: a part of the wait, 0 to 1, by which it is lengthened at random.
+        cap: seconds, the longest wait, jitter apart.
+        jitter: a part of the wait, 0 to 1, by which it is lengthened at most, at random.
         reset_after: seconds that a child is ready after which its next failure is a first one.
+
+    Failures to start, and those of a child that was ready, are two rows.
     """
 
     def __init__(
@@ -76,8 +81,10 @@ class Backoff:
 
     def wait(self, failures: int, chance: float) -> float:
         """Return the seconds before the restart after so many failures in a row; `chance` is 0 to 1."""
-        # An exponent that no float can have is beyond any cap.
-        grown = self.initial * self.factor ** min(failures - 1, 500) if self.factor > 1 else self.initial
+        try:
+            grown = self.initial * float(self.factor) ** (failures - 1)
+        except OverflowError:
+            grown = self.cap if self.initial else 0.0
         return min(grown, self.cap) * (1 + self.jitter * chance)
 
     def __eq__(self, other: object) -> bool:
@@ -114,6 +121,8 @@ class Child:
             raise ValueError("a child needs a name")
         if restart not in RESTARTS:
             raise ValueError(f"restart of {name!r} must be one of {', '.join(RESTARTS)}, not {restart!r}")
+        if isinstance(depends_on, str):
+            raise TypeError(f"depends_on of {name!r} must be a list of names, not {depends_on!r}")
         self.name: str = name
         self.restart: Restart = restart
         self.depends_on: tuple[str, ...] = tuple(depends_on)
@@ -125,16 +134,15 @@ class Child:
         self.start_failures: int = 0
         self.failures: int = 0
         self.is_removed: bool = False
-        self._in_a_row = 0  # failures of the same kind
-        self._was_start_failure = False
-        self._ready_since = 0.0
+        self._in_a_row = {"starting": 0, "ready": 0}  # failures in that state
+        self._ready_since = float("inf")
         self._at = 0.0  # not to be started before
         self._starts_again = False  # when it has ended, if it is stopping or to be stopped
 
     @property
     def is_of_use(self) -> bool:
         """Whether those that depend on it may start."""
-        return self.state == "ready" and not self._goes
+        return self.ending == "finished" or (self.state == "ready" and not self._goes)
 
     @property
     def is_settled(self) -> bool:
@@ -207,14 +215,15 @@ class Supervision:
 
     @property
     def is_settled(self) -> bool:
-        """Whether no child is on its way up or down."""
-        return all(child.is_settled for child in self.children.values())
+        """Whether no child is on its way up or down, as one is not that waits for what is down."""
+        on_no_way = (child.is_settled or child.state == "waiting" for child in self.children.values())
+        return all(on_no_way) and not self._startable()
 
     def start(self) -> None:
         """Let all children run."""
         for child in self.children.values():
             if child.state == "stopped":
-                child.state, child.ending = "waiting", ""
+                self.start_child(child.name)
 
     def stop(self, failure: str = "") -> None:
         """Let all children end, and then the supervisor; with a failure, if there is one."""
@@ -235,60 +244,68 @@ class Supervision:
         One that is not counted is restarted whatever the intensity: another was counted for the same.
         """
         child = self.children[name]
+        if not child.is_there:
+            return
         was = child.state
         child.state = "stopped"
+        if now - child._ready_since >= child.backoff.reset_after:
+            child._in_a_row = dict.fromkeys(child._in_a_row, 0)
         if child.is_removed:
             self._forget(child)
             return
-        if was == "stopping" or child._starts_again or self._is_ending or child.ending == "stopped":
+        if child._goes:
             if child._starts_again:
                 child.state = "waiting"
             child._starts_again = False
             return
         is_restarted = child.restart == "permanent" or (child.restart == "transient" and failure)
         if failure or is_restarted:
-            self._count(child, was, now)
+            self._count(child, was)
             self.story.append(f"{name}: {failure or 'ended without a failure'}")
         if is_restarted:
-            self._restart(child, failure, now, is_counted=is_counted)
+            self._restart(child, was, failure, now, is_counted=is_counted)
         else:
             child.ending = "failed" if failure else "finished"
         if child.ending and child.essential:
             self.stop(f"essential child {name} has ended: {failure}" if failure else "")
 
     def start_child(self, name: str) -> None:
-        """Start a child that is stopped, at once if it waits for its time."""
+        """Start a child that is stopped, at once if it waits for its time; its backoff begins anew."""
         child = self.children[name]
-        self._refuse_while_ending()
-        child.ending = ""
-        if child.state == "stopping" or child._starts_again:
+        if self._is_ending:
+            raise ValueError("the supervisor is ending")
+        if child.is_removed:
+            raise ValueError(f"child {name!r} is removed")
+        if child.state == "stopping":
             child._starts_again = True
         elif not child.is_there:
-            child.state, child._at = "waiting", 0.0
+            child.state = "waiting"
+        child.ending, child._at, child._in_a_row = "", 0.0, dict.fromkeys(child._in_a_row, 0)
 
     def stop_child(self, name: str) -> None:
-        """Stop a child; it stays so until `start_child` or `restart_child`."""
-        self._let_down(self.children[name])
+        """Stop a child; it stays so, whatever its siblings do, until it is started or restarted."""
+        child = self.children[name]
+        self._let_down(child)
+        child.ending = "stopped"
 
     def restart_child(self, name: str) -> None:
         """Stop a child, and start it again: that is no failure, and not counted."""
-        self._refuse_while_ending()
         child = self.children[name]
-        if child.is_there:
-            child.ending, child._starts_again, child._at = "", True, 0.0
-        else:
-            self.start_child(name)
+        self.start_child(name)
+        child._starts_again = child.is_there
 
     def add(self, child: Child) -> None:
         """Take one more child, behind the others, and let it run."""
-        self._refuse_while_ending()
+        if self._is_ending:
+            raise ValueError("the supervisor is ending")
         self._enter(child)
+        child.is_removed = False
         try:
             self._check()
         except ValueError:
             del self.children[child.name]
             raise
-        child.state = "waiting"
+        self.start_child(child.name)
 
     def remove(self, name: str) -> None:
         """Forget a child on which no other depends, as soon as it is stopped."""
@@ -304,15 +321,19 @@ class Supervision:
     def actions(self, now: float) -> list[tuple[Literal["start", "stop"], str]]:
         """Return what is to be done now, in order."""
         todo: list[tuple[Literal["start", "stop"], str]] = []
-        for child in reversed(self.children.values()):
-            if child._goes and child.state in ("starting", "ready") and not self._is_held(child):
+        held: set[str] = set()  # one that goes depends on these
+        for child in reversed(self._order):
+            goes = child.is_there and child._goes
+            if goes and child.state != "stopping" and child.name not in held:
                 child.state = "stopping"
                 todo.append(("stop", child.name))
+            if goes or child.name in held:
+                held.update(self._needs[child.name])
         for child in self._startable():
             if now >= child._at:
-                child.state = "starting"
+                child.state, child._ready_since = "starting", float("inf")
                 todo.append(("start", child.name))
-        if self._is_ending and not any(child.is_there for child in self.children.values()):
+        if self._is_ending and self.outcome is None and not any(child.is_there for child in self._order):
             self.outcome = self._failure
         return todo
 
@@ -327,41 +348,34 @@ class Supervision:
 
     def _startable(self) -> list[Child]:
         """Return those that may start as soon as it is time."""
-        children = list(self.children.values())
-        last_going = max(
-            (at for at, child in enumerate(children) if child.is_there and child._goes), default=-1
-        )
-        if self._strategy == "one_for_all" and last_going >= 0:
+        if self._strategy != "one_for_one" and any(child.is_there and child._goes for child in self._order):
             return []
-        first = last_going if self._strategy == "rest_for_one" else 0
-        return [
-            child
-            for child in children[max(first, 0) :]
-            if child.state == "waiting" and all(needed.is_of_use for needed in self._needs[child.name])
-        ]
-
-    def _is_held(self, child: Child) -> bool:
-        """Tell whether one that depends on it goes too, and has to be gone before."""
-        return any(heir.is_there and heir._goes for heir in self._heirs[child.name])
+        startable = []
+        for child in self.children.values():
+            if child.state == "waiting" and all(self.children[name].is_of_use for name in child.depends_on):
+                startable.append(child)
+            if self._strategy == "rest_for_one" and child.state in ("waiting", "starting"):
+                break
+        return startable
 
     def _check(self) -> None:
         """See who depends on whom; raise for a dependency on nobody, or a circle."""
-        needs: dict[str, list[Child]] = {}
-        before: list[Child] = []
+        needs: dict[str, list[str]] = {}
+        before: list[str] = []
         for child in self.children.values():
             for name in child.depends_on:
-                if name not in self.children:
+                if name not in self.children or self.children[name].is_removed:
                     raise ValueError(f"{child.name!r} depends on {name!r}, which is no child")
-            needs[child.name] = [*map(self.children.__getitem__, child.depends_on), *before]
-            before = [child] if self._strategy == "rest_for_one" else []
-        circle = _circle(needs)
-        if circle:
-            raise ValueError(f"children depend on each other in a circle: {' -> '.join(circle)}")
+            needs[child.name] = [*child.depends_on, *before]
+            before = [child.name] if self._strategy == "rest_for_one" else []
+        try:
+            order = [*TopologicalSorter(needs).static_order()]
+        except CycleError as error:
+            path = " -> ".join(reversed(error.args[1]))
+            besides = " (rest_for_one: each on the one before it)" if before else ""
+            raise ValueError(f"children depend on each other in a circle: {path}{besides}") from None
         self._needs = needs
-        self._heirs: dict[str, list[Child]] = {name: [] for name in needs}
-        for name, needed in needs.items():
-            for other in needed:
-                self._heirs[other.name].append(self.children[name])
+        self._order = [self.children[name] for name in order]  # of their start
 
     def _followers(self, child: Child) -> list[Child]:
         """Return those that are restarted with it."""
@@ -377,26 +391,20 @@ class Supervision:
         if child.state == "waiting":
             child.state = "stopped"
 
-    def _count(self, child: Child, was: State, now: float) -> None:
-        """A failure, one more in a row if the one before was of the same kind and there was no health."""
-        at_start = was == "starting"
-        was_healthy = not at_start and now - child._ready_since >= child.backoff.reset_after
-        if was_healthy or at_start != child._was_start_failure:
-            child._in_a_row = 0
-        child._was_start_failure = at_start
-        child._in_a_row += 1
-        if at_start:
+    def _count(self, child: Child, was: State) -> None:
+        child._in_a_row[was] += 1
+        if was == "starting":
             child.start_failures += 1
         else:
             child.failures += 1
 
-    def _restart(self, child: Child, failure: str, now: float, *, is_counted: bool) -> None:
+    def _restart(self, child: Child, was: State, failure: str, now: float, *, is_counted: bool) -> None:
         """Start it again, and whom the strategy adds; or give up."""
         while self._times and self._times[0] <= now - self._max_seconds:
             self._times.popleft()
         if is_counted and len(self._times) >= self._max_restarts:
             child.ending = "failed"
-            why = f"{child.name} ended more than {self._max_restarts} times in {self._max_seconds:g} s"
+            why = f"{child.name}: more than {self._max_restarts} restarts in {self._max_seconds:g} s"
             self.story.append(f"{why}: given up")
             if not child.essential and not self._on_give_up(child.name):
                 return
@@ -406,33 +414,12 @@ class Supervision:
             self._times.append(now)
         child.restarts += 1
         child.state = "waiting"
-        child._at = now + child.backoff.wait(child._in_a_row, self._chance())
+        child._at = now + child.backoff.wait(child._in_a_row[was], self._chance())
         for other in self._followers(child):
             if other.is_there and other.ending != "stopped":
                 if other.restart == "temporary":
-                    other.ending = "stopped"
+                    self._let_down(other)
                 else:
                     other._starts_again, other._at = True, child._at
             elif other.ending == "finished" and other.restart != "temporary":
                 other.state, other.ending, other._at = "waiting", "", child._at
-
-    def _refuse_while_ending(self) -> None:
-        if self._is_ending:
-            raise ValueError("the supervisor is ending")
-
-
-def _circle(needs: dict[str, list[Child]]) -> list[str]:
-    """Return names that depend on each other, the first also last; none if there is no circle."""
-    left = dict(needs)
-    while True:
-        free = [name for name, needed in left.items() if not any(other.name in left for other in needed)]
-        if not free:
-            break
-        for name in free:
-            del left[name]
-    path: list[str] = []
-    name = next(iter(left), "")
-    while name and name not in path:
-        path.append(name)
-        name = next(other.name for other in left[name] if other.name in left)
-    return [*path[path.index(name) :], name] if name else []

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 # A guard that has not said the end for this long beyond the grace is stuck.
 _ANSWER_BOUND = 5.0
 _DELIVERY_BOUND = 1.0
+_TOLD_US = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 _RECENT = 16 * 1024
 
 
@@ -151,6 +152,7 @@ class Daemon:
             extra = {**(logger_metadata or {}), "daemon": self.name}
             lines = LogLines(logger, log_output, prefix=log_prefix, transform=log_transform, extra=extra)
             self._log = lines.of(os.fsdecode(launcher.args[0]), "stdout")
+        self._output_lock = threading.Lock()
         self._recent: deque[bytes] = deque()
         self._recent_room = self._recent_output = recent_output
         self._output_bytes = 0
@@ -190,7 +192,7 @@ class Daemon:
 
     def recent(self) -> bytes:
         """Return the last of its output, at most `recent_output` bytes."""
-        return b"".join(self._recent)
+        return self._recent_and_count()[0]
 
     def __enter__(self) -> Self:
         from muontrap.supervise.supervisor import Supervisor
@@ -245,6 +247,10 @@ class Daemon:
             given["stdout"] = PIPE
         if given.get("stderr") is None and given.get("stdout") == PIPE:
             given["stderr"] = STDOUT
+        # What systemd has told the host is not for its daemons.
+        not_theirs = {name: None for name in _TOLD_US if name in os.environ}
+        if not_theirs and given.get("env") is None:
+            given["env_update"] = {**not_theirs, **(given.get("env_update") or {})}
         if self._notify:
             said = {"NOTIFY_SOCKET": self._notify.address}
             if self._watchdog is not None:
@@ -260,8 +266,17 @@ class Daemon:
             return ""
         return _why(result)
 
+    def _recent_and_count(self) -> tuple[bytes, int]:
+        """Return the last of the output, and how many bytes there were in all."""
+        with self._output_lock:
+            return b"".join(self._recent), self._output_bytes
+
     def _take(self, data: bytes) -> None:
         """Keep the last of the output, and count it."""
+        with self._output_lock:
+            self._keep(data)
+
+    def _keep(self, data: bytes) -> None:
         self._output_bytes += len(data)
         if self._recent_output:
             self._recent.append(data[-self._recent_output :])

@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 
 from muontrap.errors import SupervisorFailed
 from muontrap.logic.command import check_seconds
@@ -453,8 +454,12 @@ class Supervisor:
         seconds = None if timeout is None else check_seconds("timeout", timeout)
         try:
             future.result(seconds)
-        except TimeoutError:
+        except FutureTimeout:  # in Python 3.10, another than the builtin
             raise TimeoutError(f"{self.name!r} takes longer than {timeout} s") from None
+
+    def _wait_until_up(self) -> None:
+        """Wait until all children are ready, or at their end."""
+        self._running().call(self._until, lambda: self._is_up).result()
 
     def _running(self) -> _Tree:
         tree = self.supervisor._running() if self.supervisor else self._tree

@@ -1,0 +1,129 @@
+"""The main process of an appliance or a container: a tree in the foreground, and what signals ask of it.
+
+Also as pid 1: it reaps what falls to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import signal
+import socket
+import threading
+
+from muontrap.errors import SupervisorFailed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from muontrap.supervise.control import Control
+    from muontrap.supervise.supervisor import Supervisor
+
+# A word from a thread, or the number of a signal.
+_UP, _OVER = -1, -2
+
+
+class Appliance:
+    """Runs a tree until it ends, or until a signal asks for that.
+
+    SIGTERM and SIGINT stop it in order; a second one leaves at once, and the guard ends the rest.
+
+    Args:
+        root: not started yet.
+        control: its socket.
+        reload: called for SIGHUP, in a thread of its own.
+        say: writes a line for people.
+    """
+
+    def __init__(
+        self, root: Supervisor, control: Control, reload: Callable[[], None], say: Callable[[str], None]
+    ) -> None:
+        self._root = root
+        self._control = control
+        self._reload = reload
+        self._say = say
+        self._words: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._failure: SupervisorFailed | None = None
+        self._is_stopping = False
+
+    def run(self) -> int:
+        """Return the exit status: 0 when it ended as it was asked to, 1 when it failed, 128 + a signal."""
+        asked = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+        for signum in [*asked, signal.SIGCHLD] if os.getpid() == 1 else asked:
+            signal.signal(signum, lambda number, _: self._words.put(number))
+        self._in_thread(self._start, "start")
+        while True:
+            word = self._words.get()
+            if word == _UP:
+                notify("READY=1")
+            elif word == _OVER:
+                return self._end()
+            elif word == signal.SIGCHLD:
+                _reap()
+            elif word == signal.SIGHUP:
+                self._in_thread(self._load_again, "reload")
+            elif self._is_stopping:
+                return 128 + word
+            else:
+                self._is_stopping = True
+                notify("STOPPING=1")
+                self._say(f"{signal.Signals(word).name}: stopping in order")
+                self._in_thread(self._root.stop, "stop")
+
+    def _in_thread(self, work: Callable[[], object], name: str) -> None:
+        threading.Thread(target=work, name=f"muontrap-{name}", daemon=True).start()
+
+    def _start(self) -> None:
+        try:
+            try:
+                self._root.start(timeout=0)
+            except TimeoutError:
+                pass
+            tree = self._root._running()
+            try:
+                asyncio.run_coroutine_threadsafe(self._control.serve(self._root), tree.loop)
+            except RuntimeError:
+                pass  # it has failed already
+            self._in_thread(self._tell_when_up, "up")
+            self._root.wait()
+        except SupervisorFailed as error:
+            self._failure = error
+        finally:
+            self._words.put(_OVER)
+
+    def _tell_when_up(self) -> None:
+        self._root._wait_until_up()
+        self._words.put(_UP)
+
+    def _load_again(self) -> None:
+        notify("RELOADING=1")
+        self._reload()
+        notify("READY=1")
+
+    def _end(self) -> int:
+        if self._failure:
+            self._say(str(self._failure))
+            return 1
+        return 0
+
+
+def notify(state: str) -> None:
+    """Tell systemd, if that has started us with Type=notify. See sd_notify(3)."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as one:
+            try:
+                one.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+            except OSError:
+                pass  # whoever listened is gone
+
+
+def _reap() -> None:
+    """Take note of children that are gone: as pid 1, of any process whose parent has died."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass

@@ -1,0 +1,191 @@
+"""The UNIX socket of a running tree: who may enter its directory may look, stop and start.
+
+A request is a line of JSON, as {"do": "logs", "name": "web", "follow": true}; "do" is "status", "start",
+"stop", "restart" or "logs".  Answers are lines of JSON; the last has "error", "children" or "done", and
+those of logs before it have "output".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import stat
+import time
+
+from muontrap.logic.supervision import Supervision
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from muontrap.supervise.daemon import Daemon, DaemonStatistics
+    from muontrap.supervise.supervisor import Supervisor
+
+SOCKET = "control"
+_LOCK = "lock"
+_LONGEST_REQUEST = 64 * 1024
+_PAUSE = 0.1
+_CHANGES = {
+    "start": Supervision.start_child,
+    "stop": Supervision.stop_child,
+    "restart": Supervision.restart_child,
+}
+
+
+class ControlError(OSError):
+    """The directory or its socket can't be used; the message says why."""
+
+
+def default_directory(name: str) -> str:
+    """Return where a tree of that name has its socket, unless told otherwise."""
+    base = os.environ.get("XDG_RUNTIME_DIR") or (
+        "/run" if os.geteuid() == 0 else f"/tmp/muontrap-{os.geteuid()}"
+    )
+    return os.path.join(base, "muontrap", name)
+
+
+class Control:
+    """Serves one tree, in its thread.
+
+    Args:
+        directory: for the socket; made if it is missing, and refused if others may enter it.
+
+    Raises:
+        ControlError: it can't be had, or another tree has it.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self._path = os.path.join(directory, SOCKET)
+        self._server: asyncio.Server | None = None
+        os.makedirs(os.path.dirname(directory) or ".", mode=0o700, exist_ok=True)
+        try:
+            os.mkdir(directory, 0o700)
+        except FileExistsError:
+            pass
+        check_directory(directory)
+        self._lock = os.open(os.path.join(directory, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            # Let go of by the kernel with the process, however that dies: what is left then is old.
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise ControlError(f"{directory!r} belongs to another supervisor, which runs") from None
+        if os.path.lexists(self._path):
+            os.unlink(self._path)
+
+    async def serve(self, root: Supervisor) -> None:
+        """Answer requests from now on."""
+        self._server = await asyncio.start_unix_server(
+            lambda reader, writer: _Conversation(root, writer).hold(reader),
+            self._path,
+            limit=_LONGEST_REQUEST,
+        )
+        os.chmod(self._path, 0o600)
+
+    def close(self) -> None:
+        """Remove the socket."""
+        if os.path.lexists(self._path):
+            os.unlink(self._path)
+        os.close(self._lock)
+
+
+class _Conversation:
+    """One who asks."""
+
+    def __init__(self, root: Supervisor, writer: asyncio.StreamWriter) -> None:
+        self._root = root
+        self._writer = writer
+
+    async def hold(self, reader: asyncio.StreamReader) -> None:
+        try:
+            request = json.loads(await reader.readline())
+            await self._answer(request if isinstance(request, dict) else {})
+        except (KeyError, ValueError) as error:
+            self._say(error=str(error.args[0] if error.args else error))
+        except (ConnectionError, asyncio.CancelledError):
+            pass
+        finally:
+            self._writer.close()
+
+    def _say(self, **answer: Any) -> None:
+        self._writer.write(json.dumps(answer).encode() + b"\n")
+
+    async def _answer(self, request: dict[str, Any]) -> None:
+        what, name = request.get("do"), str(request.get("name", ""))
+        if what == "status":
+            self._say(children=[_figures(each) for each in self._root.which_children()])
+        elif what == "logs":
+            await self._logs(name, follow=bool(request.get("follow")))
+        elif what in _CHANGES:
+            owner, last = self._root._owner_of(name)
+            await asyncio.wrap_future(owner._ask(_CHANGES[what], last))
+            self._say(done=owner._machine.children[last].state)
+        else:
+            raise ValueError(f"no request of this kind: {what!r}")
+
+    async def _logs(self, name: str, *, follow: bool) -> None:
+        daemon: Any = self._root.child(name)
+        if not hasattr(daemon, "recent"):
+            raise ValueError(f"{name!r} is a supervisor, and has no output")
+        sent = await self._send_from(daemon, 0)
+        while follow and not self._writer.is_closing():
+            await asyncio.sleep(_PAUSE)
+            sent = await self._send_from(daemon, sent)
+        self._say(done="")
+
+    async def _send_from(self, daemon: Daemon, position: int) -> int:
+        """Send what came after that many bytes of output, if it is kept; return how many there were."""
+        recent, count = daemon._recent_and_count()
+        new = recent[max(0, len(recent) - (count - position)) :] if count > position else b""
+        if new:
+            self._say(output=new.decode(errors="replace"))
+            await self._writer.drain()
+        return count
+
+
+def check_directory(directory: str) -> None:
+    """Raise if others than this user may enter a directory, or could have made it."""
+    found = os.stat(directory, follow_symlinks=False)
+    if not stat.S_ISDIR(found.st_mode):
+        raise ControlError(f"{directory!r} is no directory")
+    if found.st_uid not in (0, os.geteuid()):
+        raise ControlError(f"{directory!r} belongs to user {found.st_uid}, who could read what is said there")
+    if stat.S_IMODE(found.st_mode) & 0o077:
+        raise ControlError(f"others may enter {directory!r}: chmod 700 {directory}")
+
+
+def _figures(statistics: DaemonStatistics) -> dict[str, Any]:
+    """Return what `muontrap status` shows; of the main process alone, where there is no cgroup."""
+    cgroup = statistics.cgroup
+    memory = cgroup.memory_current if cgroup else None
+    cpu = cgroup.cpu_usage if cgroup else None
+    if statistics.pid is not None and (memory is None or cpu is None):
+        own_memory, own_cpu = _of_process(statistics.pid)
+        memory = own_memory if memory is None else memory
+        cpu = own_cpu if cpu is None else cpu
+    shown = (
+        "name",
+        "state",
+        "pid",
+        "uptime",
+        "restarts",
+        "start_failures",
+        "failures",
+        "output_bytes",
+        "last_exit",
+    )
+    figures = {name: getattr(statistics, name) for name in shown}
+    return {**figures, "memory": memory, "cpu": cpu, "time": time.time()}
+
+
+def _of_process(pid: int) -> tuple[int | None, float | None]:
+    """Return bytes of memory and seconds of CPU of a process, as far as it is there."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None, None
+    ticks = int(fields[11]) + int(fields[12])
+    return int(fields[21]) * os.sysconf("SC_PAGE_SIZE"), ticks / os.sysconf("SC_CLK_TCK")
