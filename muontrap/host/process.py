@@ -270,7 +270,10 @@ class Process:
         is_left = self._status.is_running and not self._status.link.is_closed
         if is_left:
             self._status.let_go()
-        self._close_files()
+        if self.reader:
+            self.reader.leave(self._close_files)
+        else:
+            self._close_files()
         if is_left:  # last, for it may raise
             warnings.warn(f"command {self.pid} still runs, and is stopped", ResourceWarning, 2, source=self)
 

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import weakref
+from collections import deque
 from functools import partial
 
 from muontrap.errors import GuardDied
@@ -42,6 +43,7 @@ class Reader:
         self, command: Command, pipes: Pipes, status: Status, sinks: dict[int, Sink], *, explicit: bool
     ) -> None:
         self.error = None
+        self._is_over = False  # the pump has nothing of it
         self._status = status
         self._explicit = explicit
         self._window = Window(pipes.window)
@@ -110,11 +112,19 @@ class Reader:
         # In a forked child, and in a host that ends, there may be nobody to release the lock.
         if self._status.link.is_closed or sys.is_finalizing():
             return
-        with self._pump.lock:
-            self._end()
-            if self._done >= 0:
-                os.close(self._done)
-                self._done = -1
+        if not self._is_over:
+            with self._pump.lock:
+                self._end()
+        if self._done >= 0:
+            os.close(self._done)
+            self._done = -1
+
+    def leave(self, close: Callable[[], None]) -> None:
+        """Have this called where locks may be waited for. For a finalizer, which runs inside any of them."""
+        if self._is_over or self._status.link.is_closed or sys.is_finalizing():
+            close()
+        else:
+            self._pump.leave(close)
 
     def deadline(self) -> float | None:
         """Return when the command will have been silent for too long."""
@@ -212,6 +222,7 @@ class Reader:
         self._pump.forget(self)
         if self._done >= 0:
             os.eventfd_write(self._done, 1)
+        self._is_over = True
 
 
 class Pump:
@@ -221,7 +232,7 @@ class Pump:
     callback that blocks keeps its own thread, and its own command waiting.
 
     Attributes:
-        lock: of this and of all its readers, as a finalizer may need those of any at any time.
+        lock: of this and of all its readers. No finalizer may wait for it.
     """
 
     def __init__(self) -> None:
@@ -239,6 +250,7 @@ class Pump:
         self._blocked: set[Reader] = set()  # their turn goes on in a thread that was the first
         self._is_watched = False
         self._begin = threading.Event()
+        self._left: deque[Callable[[], None]] = deque()  # by finalizers
 
     def add(self, reader: Reader, fds: list[int]) -> None:
         """Wait for these descriptors of a reader."""
@@ -276,6 +288,18 @@ class Pump:
             if not self._open:
                 os.eventfd_write(self._wakeup, 1)
 
+    def leave(self, close: Callable[[], None]) -> None:
+        """Have this called in the pump's thread."""
+        self._left.append(close)
+        if self._first is None:  # the reader came to its end just now
+            self._see_to_left()
+        else:
+            os.eventfd_write(self._wakeup, 1)
+
+    def _see_to_left(self) -> None:
+        while self._left:
+            self._left.popleft()()
+
     def close(self) -> None:
         """Let go of the descriptors, in a forked child."""
         self._epoll.close()
@@ -284,8 +308,9 @@ class Pump:
     def _serve(self) -> None:
         me = threading.current_thread()
         while True:
+            self._see_to_left()
             with self.lock:
-                if self._first is not me or not self._open:
+                if self._first is not me or not (self._open or self._left):
                     self._leave(me)
                     return
                 until = self._deadlines[0][0] if self._deadlines else None
