@@ -1,11 +1,11 @@
-"""The command line: `muontrap run`, `muontrap doctor`. See docs/reference/command-line.md."""
+"""The command line: `muontrap run`, `doctor`, `supervise` ... See docs/reference/command-line.md."""
 
 from __future__ import annotations
 
 import os
 import signal
 
-from muontrap.cli.arguments import parser
+from muontrap.cli.arguments import CONTROLS, parser
 from muontrap.cli.report import BY_SIGNAL
 
 TYPE_CHECKING = False
@@ -32,6 +32,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             from muontrap.cli.examining import examine
 
             return examine(for_programs=arguments.json)
+        if arguments.subcommand == "check":
+            from muontrap.cli.supervising import check
+
+            return check(arguments.file)
+        if arguments.subcommand == "supervise":
+            from muontrap.cli.foreground import supervise
+
+            return supervise(arguments.file, arguments.directory)
+        if arguments.subcommand in CONTROLS:
+            from muontrap.cli.controlling import control
+
+            return control(arguments)
         from muontrap.cli.running import run
 
         return run(arguments, inherited)

@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 
     from muontrap.logic.command import Options
 
+# What a running `supervise` can be asked.
+CONTROLS = {
+    "status": "show the daemons of a running supervisor",
+    "start": "start a daemon that was stopped, and wait until it is ready",
+    "stop": "stop a daemon, until it is started again",
+    "restart": "stop a daemon, and start it again",
+    "logs": "show the last output of a daemon",
+}
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _SWITCH = {"yes": True, "no": False}
 _CGROUP: dict[str, bool | Literal["auto"]] = {"no": False, "auto": "auto", "yes": True}
@@ -80,6 +88,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="Exit status: 0 if the default containment works (guard, tag and subreaper), else 1.",
     )
     doctor.add_argument("--json", action="store_true", help="for programs")
+    _add_supervising(commands)
     return top
 
 
@@ -131,6 +140,42 @@ class _Parser(argparse.ArgumentParser):
         fail(message)
         say(f"try '{self.prog} --help'")
         raise SystemExit(FAILED)
+
+
+def _add_supervising(commands: argparse._SubParsersAction[_Parser]) -> None:
+    check = commands.add_parser(
+        "check",
+        help="check a file of daemons, and start nothing",
+        description="Check a file in TOML that says which daemons are to be kept running, and start nothing. "
+        "All that is wrong is said on stderr, each with its line.",
+        epilog="Exit status: 0 if the file is right; 2 if not; 125 muontrap itself failed.",
+    )
+    check.add_argument("file", metavar="FILE", help="see docs/reference/configuration.md")
+    supervise = commands.add_parser(
+        "supervise",
+        help="keep the daemons of a file running",
+        description="Keep the daemons of a file in TOML running, in the foreground: also as the main process "
+        "of an appliance or a container. SIGTERM and SIGINT stop them in order, a second one at once; SIGHUP "
+        "reads the file again and changes only what has changed.",
+        epilog="Exit status: 0 when stopped; 1 when it gave up; 2 the file is not right, or the directory "
+        "can't be used; 128+N for a second signal N; 125 muontrap itself failed.",
+    )
+    supervise.add_argument("file", metavar="FILE", help="see docs/reference/configuration.md")
+    supervise.add_argument(
+        "--directory", metavar="DIR", help="where its socket is, which only this user may enter"
+    )
+    for name, meaning in CONTROLS.items():
+        one = commands.add_parser(name, help=meaning, description=f"{meaning[0].upper()}{meaning[1:]}.")
+        where = one.add_mutually_exclusive_group()
+        where.add_argument("--directory", metavar="DIR", help="as for supervise")
+        where.add_argument("--name", metavar="NAME", help="of the file, without .toml, if several run")
+        if name == "status":
+            one.add_argument("--json", action="store_true", help="for programs")
+            one.add_argument("--watch", action="store_true", help="again each second")
+        else:
+            one.add_argument("child", metavar="DAEMON", help="as status lists it")
+        if name == "logs":
+            one.add_argument("-f", "--follow", action="store_true", help="go on with what comes")
 
 
 def _add_options(run: argparse.ArgumentParser) -> None:

@@ -9,10 +9,17 @@ import sys
 import time
 
 from muontrap.cli.report import say
-from muontrap.supervise.control import SOCKET, ControlError, check_directory
+from muontrap.supervise.control import (
+    SOCKET,
+    ControlError,
+    check_directory,
+    default_directory,
+    only_directory,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterator
     from typing import Any
 
@@ -22,33 +29,43 @@ _WATCH_PAUSE = 1.0
 _COLUMNS = ("name", "state", "pid", "uptime", "restarts", "memory", "cpu")
 
 
-def control(what: str, directory: str, name: str, *, follow: bool = False) -> int:
-    """Ask for a change, or for logs; return the exit status."""
+def control(arguments: argparse.Namespace) -> int:
+    """Ask, and say what is answered; return the exit status."""
     try:
-        for answer in _ask(directory, {"do": what, "name": name, "follow": follow}):
-            if "error" in answer:
-                say(answer["error"])
-                return REFUSED
-            sys.stdout.write(answer.get("output", ""))
-            sys.stdout.flush()
-            if what in ("start", "restart") and answer.get("done") == "stopped":
-                say(f"{name} has ended: muontrap logs {name}")
-                return _FAILED
-    except (ControlError, OSError) as error:
-        return _unreachable(error)
+        directory = arguments.directory or (
+            default_directory(arguments.name) if arguments.name else only_directory()
+        )
+        if arguments.subcommand == "status":
+            return _status(directory, as_json=arguments.json, watch=arguments.watch)
+        follow = arguments.subcommand == "logs" and arguments.follow
+        return _change(directory, arguments.subcommand, arguments.child, follow=follow)
+    except FileNotFoundError as error:
+        say(f"no supervisor runs here: there is no {error.filename!r}")
+    except OSError as error:
+        say(str(error))
+    return REFUSED
+
+
+def _change(directory: str, what: str, name: str, *, follow: bool) -> int:
+    answer = {}
+    for answer in _ask(directory, {"do": what, "name": name, "follow": follow}):
+        sys.stdout.write(answer.get("output", ""))
+        sys.stdout.flush()
+    if "error" in answer:
+        say(answer["error"])
+        return REFUSED
+    if what in ("start", "restart") and answer.get("done") == "stopped":
+        say(f"{name} has ended; see  muontrap logs {name}")
+        return _FAILED
     return 0
 
 
-def status(directory: str, *, as_json: bool, watch: bool) -> int:
-    """Show the children; return the exit status."""
+def _status(directory: str, *, as_json: bool, watch: bool) -> int:
     while True:
-        try:
-            answer = next(_ask(directory, {"do": "status"}))
-        except (ControlError, OSError, StopIteration) as error:
-            return _unreachable(error)
-        page = json.dumps(answer["children"]) if as_json else "\n".join(_table(answer["children"]))
-        clear = "\x1b[H\x1b[J" if watch and sys.stdout.isatty() else ""
-        print(f"{clear}{page}", flush=True)
+        for answer in _ask(directory, {"do": "status"}):
+            page = json.dumps(answer["children"]) if as_json else "\n".join(_table(answer["children"]))
+            clear = "\x1b[H\x1b[J" if watch and sys.stdout.isatty() else ""
+            print(f"{clear}{page}", flush=True)
         if not watch:
             return 0
         time.sleep(_WATCH_PAUSE)
@@ -64,21 +81,12 @@ def _ask(directory: str, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
             raise ControlError(
                 f"{path!r} is left over from a supervisor that is dead: nothing runs"
             ) from None
+        except FileNotFoundError as error:
+            error.filename = path
+            raise
         one.sendall(json.dumps(request).encode() + b"\n")
         with one.makefile("rb") as answers:
             yield from map(json.loads, answers)
-
-
-def _unreachable(error: Exception) -> int:
-    if isinstance(error, FileNotFoundError):
-        say(
-            f"no supervisor runs here: there is no {error.filename!r}"
-            if error.filename
-            else "no supervisor runs here"
-        )
-    else:
-        say(str(error) or "the supervisor has ended")
-    return REFUSED
 
 
 def _table(children: list[dict[str, Any]]) -> Iterator[str]:

@@ -112,8 +112,9 @@ class _Finder:
             if first == "{":
                 self._pair(path)
             else:
-                self.lines[(*path, index)] = self._line()
-                self._value((*path, index))
+                item = (*path, index)
+                self.lines[item] = self._line()
+                self._value(item)
                 index += 1
             if self._next() == ",":
                 self._at += 1

@@ -452,7 +452,9 @@ def _check_dependencies(members: list[Member], places: dict[str, _Place], strate
         place = places[member.name].below("depends_on")
         for index, name in enumerate(_needs(member)):
             if name not in places:
-                place.below(index).note(f"{member.name!r} depends on {name!r}, {_nobody(name, places)}")
+                place.below(index).note(
+                    f"{member.name!r} depends on {name!r}, which is not beside it{_meant(name, places)}"
+                )
         if "depends_on" in member.values:
             needs[member.name] = [name for name in _needs(member) if name and name in places]
 
@@ -465,16 +467,11 @@ def _check_dependencies(members: list[Member], places: dict[str, _Place], strate
             make(needs)
             return
         except ValueError as error:
-            name = _blamed(needs, make, _text(error))
-            assert name is not None
+            blamed = _blamed(needs, make, _text(error))
+            assert blamed is not None
             implied = ": with rest_for_one each depends on the one before" * (strategy == "rest_for_one")
-            places[name].below("depends_on").note(f"{error}{implied}")
-            needs = _without(needs, name)
-
-
-def _nobody(name: str, siblings: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, siblings, 1)
-    return f"which is not beside it{f': is {near[0]!r} meant?' if near else ''}"
+            places[blamed].below("depends_on").note(f"{error}{implied}")
+            needs = _without(needs, blamed)
 
 
 def _values(at: _Place, table: Any, keys: Mapping[str, Converter]) -> dict[str, Any]:
@@ -494,8 +491,12 @@ def _values(at: _Place, table: Any, keys: Mapping[str, Converter]) -> dict[str, 
 def _unknown(key: str, keys: Iterable[str]) -> str:
     if key in _NOT_HERE and "command" in keys:
         return f"{key} can't be given in a file: {_NOT_HERE[key]}"
-    near = difflib.get_close_matches(key, keys, 1)
-    return f"unknown key {key!r}{f': is {near[0]!r} meant?' if near else f'; there are {', '.join(keys)}'}"
+    return f"unknown key {key!r}{_meant(key, keys) or '; there are ' + ', '.join(keys)}"
+
+
+def _meant(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, names, 1)
+    return f": is {near[0]!r} meant?" if near else ""
 
 
 def _no_table(at: _Place, value: Any) -> str:

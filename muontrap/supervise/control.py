@@ -40,10 +40,26 @@ class ControlError(OSError):
 
 def default_directory(name: str) -> str:
     """Return where a tree of that name has its socket, unless told otherwise."""
-    base = os.environ.get("XDG_RUNTIME_DIR") or (
-        "/run" if os.geteuid() == 0 else f"/tmp/muontrap-{os.geteuid()}"
-    )
+    user = os.geteuid()
+    base = os.environ.get("XDG_RUNTIME_DIR") or ("/run" if user == 0 else f"/tmp/muontrap-{user}")
     return os.path.join(base, "muontrap", name)
+
+
+def only_directory() -> str:
+    """Return the one directory at the default place that has a socket.
+
+    Raises:
+        ControlError: there is none, or more than one.
+    """
+    base = default_directory("")
+    names = sorted(os.listdir(base)) if os.path.isdir(base) else []
+    found = [name for name in names if os.path.lexists(os.path.join(base, name, SOCKET))]
+    if len(found) != 1:
+        which = (
+            f"there are {', '.join(found)}: say which with --name" if found else f"there is none in {base}"
+        )
+        raise ControlError(f"no supervisor was named, and {which}")
+    return os.path.join(base, found[0])
 
 
 class Control:
