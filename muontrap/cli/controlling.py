@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import sys
 import time
 
-from muontrap.cli.report import say
+from muontrap.cli.report import BY_SIGNAL, fail, say
 from muontrap.supervise.control import (
     SOCKET,
     ControlError,
@@ -42,19 +43,18 @@ def control(arguments: argparse.Namespace) -> int:
     except FileNotFoundError as error:
         say(f"no supervisor runs here: there is no {error.filename!r}")
     except OSError as error:
-        say(str(error))
+        say(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     return REFUSED
 
 
 def _change(directory: str, what: str, name: str, *, follow: bool) -> int:
     answer = {}
     for answer in _ask(directory, {"do": what, "name": name, "follow": follow}):
-        sys.stdout.write(answer.get("output", ""))
-        sys.stdout.flush()
+        _show(answer.get("output", ""))
     if "error" in answer:
         say(answer["error"])
         return REFUSED
-    if what in ("start", "restart") and answer.get("done") == "stopped":
+    if what in ("start", "restart") and answer["done"] == "stopped":
         say(f"{name} has ended; see  muontrap logs {name}")
         return _FAILED
     return 0
@@ -63,17 +63,33 @@ def _change(directory: str, what: str, name: str, *, follow: bool) -> int:
 def _status(directory: str, *, as_json: bool, watch: bool) -> int:
     while True:
         for answer in _ask(directory, {"do": "status"}):
+            if "error" in answer:
+                say(answer["error"])
+                return REFUSED
             page = json.dumps(answer["children"]) if as_json else "\n".join(_table(answer["children"]))
             clear = "\x1b[H\x1b[J" if watch and sys.stdout.isatty() else ""
-            print(f"{clear}{page}", flush=True)
+            _show(f"{clear}{page}\n")
         if not watch:
             return 0
         time.sleep(_WATCH_PAUSE)
 
 
+def _show(text: str) -> None:
+    """Write to stdout, by which nothing is kept: a reader that goes away is no news at the exit."""
+    data = text.encode(errors="surrogateescape")
+    try:
+        while data:
+            data = data[os.write(1, data) :]
+    except BrokenPipeError:
+        raise SystemExit(BY_SIGNAL + signal.SIGPIPE) from None
+    except OSError as error:
+        raise SystemExit(fail(f"stdout: {error.strerror}")) from None
+
+
 def _ask(directory: str, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     check_directory(directory)
     path = os.path.join(directory, SOCKET)
+    answer: dict[str, Any] = {}
     with socket.socket(socket.AF_UNIX) as one:
         try:
             one.connect(path)
@@ -81,12 +97,19 @@ def _ask(directory: str, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
             raise ControlError(
                 f"{path!r} is left over from a supervisor that is dead: nothing runs"
             ) from None
-        except FileNotFoundError as error:
+        except OSError as error:
             error.filename = path
             raise
-        one.sendall(json.dumps(request).encode() + b"\n")
-        with one.makefile("rb") as answers:
-            yield from map(json.loads, answers)
+        try:
+            one.sendall(json.dumps(request).encode() + b"\n")
+            with one.makefile("rb") as answers:
+                for line in answers:
+                    answer = json.loads(line)
+                    yield answer
+        except (ConnectionError, json.JSONDecodeError):
+            answer = {}
+    if not answer.keys() & {"error", "children", "done"}:
+        raise ControlError("the supervisor has ended, without an answer")
 
 
 def _table(children: list[dict[str, Any]]) -> Iterator[str]:

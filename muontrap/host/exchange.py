@@ -13,6 +13,7 @@ from muontrap.host.streams import CHUNK, codec, left_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, Protocol
 
     from muontrap.host.status import Status
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
         def take(self, data: bytes) -> None: ...
         def finish(self) -> None: ...
+
+
+class TooLate(Exception):
+    """Raised by a sink's tick: lines are still to be delivered, and there is no time left."""
 
 
 class Kept:
@@ -58,6 +63,7 @@ class Exchange:
         self._status = status
         self._cap = cap
         self._is_stopped = False
+        self._is_too_late = False
         self._input: memoryview | None = None
         self._sinks: dict[int, Sink] = {}
         self._open: dict[int, Sink] = {}  # by descriptor
@@ -88,6 +94,19 @@ class Exchange:
 
     def until_end(self, deadline: float | None) -> bool:
         """Read and write until nothing of the command is left; False when the deadline has passed before."""
+        try:
+            return not self._is_too_late and self._move(deadline)
+        except TooLate:
+            self._is_too_late = True
+            return False
+
+    def tick(self, tick: Callable[[], None]) -> None:
+        """Have this called after each line that a sink delivers: a piece of output may be thousands."""
+        for sink in self._sinks.values():
+            if hasattr(sink, "tick"):
+                sink.tick = tick
+
+    def _move(self, deadline: float | None) -> bool:
         if self._patience:
             self._patience.restart(time.monotonic())
         word = self._status.fileno()

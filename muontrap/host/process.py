@@ -9,7 +9,7 @@ import warnings
 from operator import itemgetter
 
 from muontrap.errors import GuardDied
-from muontrap.host.exchange import Exchange
+from muontrap.host.exchange import Exchange, TooLate
 from muontrap.host.link import wait_readable
 from muontrap.host.results import CompletedProcess, TimeoutExpired
 from muontrap.kernel.process import pidfd_send_signal
@@ -72,6 +72,7 @@ class Process:
         self._exchange: Exchange | None = None
         self._closing = threading.Lock()
         self._is_told = False
+        self._is_late = False
 
     @property
     def pid(self) -> int:
@@ -104,7 +105,7 @@ class Process:
         For `select` and event loops; then `poll` has the result.  (It is readable also when a command
         with `start_new_session=False` is stopped by a signal: `poll` returns None then.)
         """
-        return self._status.fileno()
+        return (self.reader or self._status).fileno()
 
     def poll(self) -> int | None:
         """Return the return code if nothing of the command is left, and callbacks have all, else None.
@@ -321,6 +322,8 @@ class Process:
         """
         exchange = self._exchange = Exchange(self._command, self._pipes, self._status, sinks, cap)
         exchange.feed(input)
+        if sinks and deadline is not None:
+            exchange.tick(lambda: self._mind(deadline))
         try:
             if not exchange.until_end(deadline):
                 self._expire(timeout, exchange.until_end)
@@ -351,33 +354,31 @@ class Process:
             self._close_files()  # the guard goes on hunting what does not die
         raise error
 
+    def _mind(self, deadline: float) -> None:
+        """See to the promise of `run_to_end` while lines are delivered."""
+        late = time.monotonic() - deadline
+        delay = self._command.delay_to_sigkill
+        if late >= delay + _END_BOUND:
+            raise TooLate
+        if late >= 0 and not self._is_late:
+            self._is_late = True
+            self._status.ask(delay, b"timeout")
+
     def _wait_until(self, deadline: float | None) -> bool:
         """Wait until nothing is left, and callbacks have all output; False when the deadline came first."""
         if self.reader is None:
             return self._status.wait(deadline)
         if self.reader.is_calling:
             raise RuntimeError("a callback can't wait for its own command, which waits for the callback")
-        while True:
-            died = None
-            try:
-                ended = self._status.has_ended()
-            except GuardDied as error:
-                ended, died = True, error
-            is_done = self.reader.is_done  # looked at before `error`, which the pump sets first
-            if self.reader.error:
-                self._is_told = True
-                raise self.reader.error
-            waits_for = ([] if ended else [self._status]) + ([] if is_done else [self.reader])
-            if not waits_for:
-                if died:
-                    self._is_told = True
-                    raise died
-                return True
+        while not self.reader.is_done:
+            fd = self.reader.fileno()
             left = None if deadline is None else deadline - time.monotonic()
-            fds = [each.fileno() for each in waits_for]
-            # One that another thread has closed meanwhile is waited for no more.
-            if min(fds) >= 0 and not wait_readable(fds, left):
+            if fd >= 0 and not wait_readable([fd], left):
                 return False
+        self._is_told = True
+        if self.reader.error:
+            raise self.reader.error
+        return self._status.has_ended()
 
     def _check_readable(self) -> None:
         self._status.check_here()

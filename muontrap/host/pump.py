@@ -89,13 +89,13 @@ class Reader:
                 self._expect()
 
     def fileno(self) -> int:
-        """Return a descriptor that is readable when all was given to the callbacks, or one has failed."""
+        """Return a descriptor that is readable when `is_done` is true."""
         return self._done
 
     @property
     def is_done(self) -> bool:
-        """Whether all was given to the callbacks, or one has failed."""
-        return not self._sinks
+        """Whether the command has ended and callbacks have all, or one has failed."""
+        return self._is_over
 
     @property
     def is_stalled(self) -> bool:
@@ -164,6 +164,8 @@ class Reader:
         with self._pump.lock:
             self._pump.remove([self._status.fileno()])
             self._left = {fd: left_in(fd) for fd in self._sinks}
+            if not self._left:
+                self._end()
         for fd, count in list(self._left.items()):
             if not count:
                 self._finish(fd)
@@ -212,7 +214,7 @@ class Reader:
         with self._pump.lock:
             self._pump.remove([fd])
             self._sinks.pop(fd, None)
-            if not self._sinks:
+            if not self._sinks and self._left is not None:
                 self._end()
 
     def _end(self) -> None:

@@ -82,11 +82,14 @@ class Lines:
     def __init__(self, command: Command, deliver: Callable[[Any], object], *, as_text: bool) -> None:
         self._splitter = make_splitter(command, as_text=as_text)
         self._deliver = deliver
+        self.tick: Callable[[], None] | None = None  # called after each line, and may raise
 
     def take(self, data: bytes) -> None:
         """Deliver the lines that are complete with this."""
         for line in self._splitter.feed(data):
             self._deliver(line)
+            if self.tick:
+                self.tick()
 
     def finish(self) -> None:
         """Deliver a last line without an end."""
@@ -111,11 +114,12 @@ class File:
             return
         left = memoryview(data)
         while left:
-            # A raw file may take less; one that does not say, took it.
             count = self._file.write(left)
-            if count is None and isinstance(self._file, io.RawIOBase):
+            if not isinstance(self._file, io.RawIOBase):
+                return  # only raw files take less than all, and others return what they like
+            if count is None:
                 raise BlockingIOError(errno.EAGAIN, "the file that output goes into would block")
-            left = left[len(left) if count is None else count :]
+            left = left[count:]
 
     def finish(self) -> None:
         """Write what is left of a character."""

@@ -102,6 +102,10 @@ class Status:
         with self._lock:
             if self.is_running:
                 self._read_record()
+                if not self.is_running and not self.is_closed:
+                    # Readable from now on, for all who wait: the guard keeps it open while something
+                    # does not die.
+                    self._channel.shutdown(socket.SHUT_RD)
             error = self._failure or self._died
             if error is not None:
                 raise error

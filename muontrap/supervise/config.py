@@ -228,16 +228,18 @@ def _differences(
 def _still_kept(
     kept: list[str], old: tuple[Member, ...], new: tuple[Member, ...], ordered: bool
 ) -> list[str]:
-    """Return those whose dependencies are kept too; and if the order counts, nobody behind one that is not.
+    """Return those whose dependencies are kept too; if the order counts, none behind one that is not.
 
     What is added comes behind all that are there.
     """
     still = [each.name for each in new if each.name in kept and set(_needs(each)) <= set(kept)]
     if not ordered:
         return still
-    places = [each.name for each in old if each.name in still]
+    place = {member.name: number for number, member in enumerate(old)}
     same = 0
-    while same < len(still) and new[same].name == places[same] == still[same]:
+    while same < len(still) and new[same].name == still[same]:
+        if same and place[still[same]] < place[still[same - 1]]:
+            break
         same += 1
     return still[:same]
 
@@ -384,12 +386,13 @@ def _plan(path: str, at: _Place, document: dict[str, Any]) -> Plan:
 
 def _supervisor(at: _Place, table: Any, keys: Mapping[str, Converter], name: str = "-") -> dict[str, Any]:
     values = _values(at, table, keys)
-    return at.settle(values, lambda values: Supervisor(name=name or "-", **values))
+    return at.settle(values, lambda values: Supervisor(name=name, **values))
 
 
 def _members(at: _Place, table: dict[str, Any], strategy: str) -> tuple[Member, ...]:
     """Return a supervisor's children, in the order of the file."""
     found: list[tuple[_Place, Kind, str, Any]] = []
+    before = at.count
     for kind in _KINDS:
         place, tables = at.below(kind), table.get(kind, {})
         if isinstance(tables, dict):
@@ -397,7 +400,7 @@ def _members(at: _Place, table: dict[str, Any], strategy: str) -> tuple[Member, 
         else:
             place.note(f"{kind} must be tables with names, such as [{kind}.NAME]")
     found.sort(key=lambda each: each[0].order)
-    if not found:
+    if not found and at.count == before:
         at.note(f"{at.name} has no children: a table such as [{at.header}daemon.NAME]")
     places: dict[str, _Place] = {}
     members: list[Member] = []
@@ -412,7 +415,7 @@ def _members(at: _Place, table: dict[str, Any], strategy: str) -> tuple[Member, 
 
 
 def _daemon(at: _Place, name: str, table: Any) -> Member:
-    _check_name(at, name)
+    name_to_try = _check_name(at, name)
     values = at.take(table, lambda at, table: _values(at, table, _DAEMON))
     if values is _WRONG:
         return Member("daemon", name, {}, ())
@@ -420,29 +423,30 @@ def _daemon(at: _Place, name: str, table: Any) -> Member:
         at.note(f'daemon {name!r} has no command, such as ["nginx", "-g", "daemon off;"]')
 
     def make(values: dict[str, Any]) -> None:
-        values = {"command": ["-"], **values}
-        daemon = Member("daemon", name or "-", values, ()).build()
-        if isinstance(daemon, Daemon) and not daemon._reads_output:
-            for key in ("log_output", "inactivity_timeout"):
-                if key in values:
-                    raise ValueError(f"{key} needs its output, which is not read here")
+        daemon = Member("daemon", name_to_try, {"command": ["-"], **values}, ()).build()
+        assert isinstance(daemon, Daemon)
+        if "inactivity_timeout" in values and not daemon._reads_output:
+            raise ValueError("inactivity_timeout needs its output, which is not read here")
 
     return Member("daemon", name, at.settle(values, make), ())
 
 
 def _group(at: _Place, name: str, table: Any) -> Member:
-    _check_name(at, name)
+    name_to_try = _check_name(at, name)
     if not isinstance(table, dict):
         at.note(_no_table(at, table))
         return Member("group", name, {}, ())
     own = {key: value for key, value in table.items() if key not in _KINDS}
-    values = _supervisor(at, own, _GROUP, name)
+    values = _supervisor(at, own, _GROUP, name_to_try)
     return Member("group", name, values, _members(at, table, values.get("strategy", "one_for_one")))
 
 
-def _check_name(at: _Place, name: str) -> None:
-    if not name or "/" in name or not name.isprintable():
-        at.note(f"a name must be of printable characters, and without '/', not {name!r}")
+def _check_name(at: _Place, name: str) -> str:
+    """Return it, or one that can be used to check the rest."""
+    if name and "/" not in name and name.isprintable():
+        return name
+    at.note(f"a name must be of printable characters, and without '/', not {name!r}")
+    return "-"
 
 
 def _check_dependencies(members: list[Member], places: dict[str, _Place], strategy: str) -> None:

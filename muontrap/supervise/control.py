@@ -2,7 +2,8 @@
 
 A request is a line of JSON, as {"do": "logs", "name": "web", "follow": true}; "do" is "status", "start",
 "stop", "restart" or "logs".  Answers are lines of JSON; the last has "error", "children" or "done", and
-those of logs before it have "output".
+those of logs before it have "output", bytes as `surrogateescape` has them.  Who follows and closes his
+end, or the sending half of it, gets no more.
 """
 
 from __future__ import annotations
@@ -11,16 +12,18 @@ import asyncio
 import fcntl
 import json
 import os
+import socket
 import stat
 import time
 
 from muontrap.logic.supervision import Supervision
+from muontrap.supervise.daemon import Daemon
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from muontrap.supervise.daemon import Daemon, DaemonStatistics
+    from muontrap.supervise.daemon import DaemonStatistics
     from muontrap.supervise.supervisor import Supervisor
 
 SOCKET = "control"
@@ -41,8 +44,10 @@ class ControlError(OSError):
 def default_directory(name: str) -> str:
     """Return where a tree of that name has its socket, unless told otherwise."""
     user = os.geteuid()
-    base = os.environ.get("XDG_RUNTIME_DIR") or ("/run" if user == 0 else f"/tmp/muontrap-{user}")
-    return os.path.join(base, "muontrap", name)
+    if user == 0:  # who has logged in has the variable, and a service has not: both are to mean the same
+        return os.path.join("/run/muontrap", name)
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    return os.path.join(base, "muontrap", name) if base else os.path.join(f"/tmp/muontrap-{user}", name)
 
 
 def only_directory() -> str:
@@ -74,7 +79,6 @@ class Control:
 
     def __init__(self, directory: str) -> None:
         self._path = os.path.join(directory, SOCKET)
-        self._server: asyncio.Server | None = None
         os.makedirs(os.path.dirname(directory) or ".", mode=0o700, exist_ok=True)
         try:
             os.mkdir(directory, 0o700)
@@ -85,45 +89,61 @@ class Control:
         try:
             # Let go of by the kernel with the process, however that dies: what is left then is old.
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            self._listener = _listen(self._path)
+        except OSError as error:
             os.close(self._lock)
-            raise ControlError(f"{directory!r} belongs to another supervisor, which runs") from None
-        if os.path.lexists(self._path):
-            os.unlink(self._path)
+            if isinstance(error, BlockingIOError):
+                raise ControlError(f"{directory!r} belongs to another supervisor, which runs") from None
+            raise
 
     async def serve(self, root: Supervisor) -> None:
         """Answer requests from now on."""
-        self._server = await asyncio.start_unix_server(
-            lambda reader, writer: _Conversation(root, writer).hold(reader),
-            self._path,
+        await asyncio.start_unix_server(
+            lambda reader, writer: _Conversation(root, reader, writer).hold(),
+            sock=self._listener,
             limit=_LONGEST_REQUEST,
         )
-        os.chmod(self._path, 0o600)
 
     def close(self) -> None:
         """Remove the socket."""
         if os.path.lexists(self._path):
             os.unlink(self._path)
+        self._listener.close()
         os.close(self._lock)
 
 
 class _Conversation:
     """One who asks."""
 
-    def __init__(self, root: Supervisor, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, root: Supervisor, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         self._root = root
+        self._reader = reader
         self._writer = writer
 
-    async def hold(self, reader: asyncio.StreamReader) -> None:
+    async def hold(self) -> None:
         try:
-            request = json.loads(await reader.readline())
+            request = json.loads(await self._reader.readline())
             await self._answer(request if isinstance(request, dict) else {})
-        except (KeyError, ValueError) as error:
+            await self._finish()
+        except ConnectionError:
+            pass  # who asked is gone
+        except asyncio.CancelledError:
+            self._say(error="the supervisor has ended")
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             self._say(error=str(error.args[0] if error.args else error))
+            await self._finish()
+        finally:
+            self._writer.transport.abort()
+
+    async def _finish(self) -> None:
+        """Wait until all has been sent, as long as there is a tree."""
+        self._writer.close()
+        try:
+            await self._writer.wait_closed()
         except (ConnectionError, asyncio.CancelledError):
             pass
-        finally:
-            self._writer.close()
 
     def _say(self, **answer: Any) -> None:
         self._writer.write(json.dumps(answer).encode() + b"\n")
@@ -136,29 +156,51 @@ class _Conversation:
             await self._logs(name, follow=bool(request.get("follow")))
         elif what in _CHANGES:
             owner, last = self._root._owner_of(name)
+            child = owner._machine.children[last]
             await asyncio.wrap_future(owner._ask(_CHANGES[what], last))
-            self._say(done=owner._machine.children[last].state)
+            self._say(done=child.state)
         else:
             raise ValueError(f"no request of this kind: {what!r}")
 
     async def _logs(self, name: str, *, follow: bool) -> None:
-        daemon: Any = self._root.child(name)
-        if not hasattr(daemon, "recent"):
+        daemon = self._root.child(name)
+        if not isinstance(daemon, Daemon):
             raise ValueError(f"{name!r} is a supervisor, and has no output")
-        sent = await self._send_from(daemon, 0)
-        while follow and not self._writer.is_closing():
-            await asyncio.sleep(_PAUSE)
-            sent = await self._send_from(daemon, sent)
+        sent = self._send_from(daemon, 0)
+        try:
+            while follow and daemon.supervisor and not self._reader.at_eof():
+                await self._writer.drain()
+                try:
+                    await asyncio.wait_for(self._reader.read(_LONGEST_REQUEST), _PAUSE)
+                except asyncio.TimeoutError:
+                    pass
+                sent = self._send_from(daemon, sent)
+        except asyncio.CancelledError:
+            self._send_from(daemon, sent)
         self._say(done="")
 
-    async def _send_from(self, daemon: Daemon, position: int) -> int:
+    def _send_from(self, daemon: Daemon, position: int) -> int:
         """Send what came after that many bytes of output, if it is kept; return how many there were."""
         recent, count = daemon._recent_and_count()
         new = recent[max(0, len(recent) - (count - position)) :] if count > position else b""
         if new:
-            self._say(output=new.decode(errors="replace"))
-            await self._writer.drain()
+            self._say(output=new.decode(errors="surrogateescape"))
         return count
+
+
+def _listen(path: str) -> socket.socket:
+    """Return a listener in the place of what a dead run has left."""
+    if os.path.lexists(path):
+        os.unlink(path)
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        listener.bind(path)
+        os.chmod(path, 0o600)
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise ControlError(f"{path!r} can't be a socket: {error.strerror or error}") from None
+    return listener
 
 
 def check_directory(directory: str) -> None:
@@ -170,6 +212,10 @@ def check_directory(directory: str) -> None:
         raise ControlError(f"{directory!r} belongs to user {found.st_uid}, who could read what is said there")
     if stat.S_IMODE(found.st_mode) & 0o077:
         raise ControlError(f"others may enter {directory!r}: chmod 700 {directory}")
+    above = os.stat(os.path.dirname(os.path.abspath(directory)))
+    is_others = above.st_uid not in (0, os.geteuid()) or above.st_mode & stat.S_IWOTH
+    if is_others and not above.st_mode & stat.S_ISVTX:
+        raise ControlError(f"others could put another directory in the place of {directory!r}")
 
 
 def _figures(statistics: DaemonStatistics) -> dict[str, Any]:

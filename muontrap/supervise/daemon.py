@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable, Mapping
 
 from muontrap.errors import GuardDied, MuontrapError
 from muontrap.host.launcher import Launcher
@@ -16,12 +17,12 @@ from muontrap.host.link import StaleGuard
 from muontrap.host.sinks import LogLines, make_splitter
 from muontrap.host.status import NotPlaced
 from muontrap.logic.command import DEVNULL, PIPE, STDOUT, check_seconds
-from muontrap.logic.supervision import Child
+from muontrap.logic.supervision import Backoff, Child
 from muontrap.supervise.readiness import NotifySocket, Probe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
     from typing import Any
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from muontrap.host.results import CompletedProcess
     from muontrap.logic.accounting import CgroupStatistics
     from muontrap.logic.command import Args, Options
-    from muontrap.logic.supervision import Backoff, Restart
+    from muontrap.logic.supervision import Restart
     from muontrap.supervise.supervisor import Supervisor
 
 # A guard that has not said the end for this long beyond the grace is stuck.
@@ -40,6 +41,8 @@ _ANSWER_BOUND = 5.0
 _DELIVERY_BOUND = 1.0
 _TOLD_US = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 _RECENT = 16 * 1024
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_logger = logging.getLogger("muontrap.supervisor")
 
 
 class DaemonStatistics:
@@ -91,7 +94,7 @@ class Daemon:
         backoff: how long to wait before a restart (`Backoff`).
         wait_for: what has to be there before each start: "tcp:HOST:PORT", "unix:PATH", "file:PATH", or
             a function that blocks until then, in a thread of its own.  It is given a `threading.Event`,
-            if it takes an argument, set when the wait is to end.
+            if it needs an argument, set when the wait is to end.
         ready: when it is of use: None (as soon as it runs), "notify" (READY=1, see sd_notify(3)),
             "output:REGEX" (a line of its output), or as `wait_for`.
         ready_timeout: seconds after which one that is not ready has failed; None for no limit.
@@ -129,13 +132,24 @@ class Daemon:
     ) -> None:
         launcher = Launcher(args, **options)
         self.name: str = os.path.basename(os.fsdecode(launcher.args[0])) if name is None else name
+        check_child(self.name, backoff)
+        check_type("log_prefix", log_prefix, str, "a string")
+        check_type("recent_output", recent_output, int, "a number of bytes")
+        if recent_output < 0:
+            raise ValueError(f"recent_output must be 0 or more, not {recent_output!r}")
+        check_type("logger_metadata", logger_metadata or {}, Mapping, "a mapping")
+        check_callable("log_transform", log_transform)
+        check_callable("exit_status_to_reason", exit_status_to_reason)
+        for option in ("stdin", "stderr"):
+            if options.get(option) == PIPE:
+                raise ValueError(f"{option}=PIPE: nobody is at the other end of a daemon's pipe")
         self.supervisor: Supervisor | None = None
         self._restart = restart
         self._essential = essential
         self._depends_on = names("depends_on", depends_on)
         self._backoff = backoff
         self._child_state: Child = self._new_child()
-        self._success = frozenset((0, *success_exit_status))
+        self._success = frozenset((0, *_statuses(success_exit_status)))
         self._judge = exit_status_to_reason
         self._wait_for = Probe("wait_for", wait_for) if isinstance(wait_for, str) else wait_for
         if isinstance(self._wait_for, Probe) and self._wait_for.kind in ("notify", "output"):
@@ -158,25 +172,34 @@ class Daemon:
         self._output_bytes = 0
         self._run: Run | None = None
         self._last_exit: str | None = None
+        self._given = args, options
         self._launcher = Launcher(args, **self._with_defaults(options))
-        if self._ready and self._ready.pattern and not self._reads_output:
-            raise ValueError(f"ready={ready!r} needs its output: stdout can't be given")
+        for option, value in (("log_output", log_output), ("ready", ready)):
+            is_output = option == "log_output" or (self._ready and self._ready.pattern)
+            if value is not None and is_output and not self._reads_output:
+                raise ValueError(f"{option}={value!r} needs its output: stdout can't be given")
 
     @property
     def os_pid(self) -> int | None:
         """The pid of its main process, None when it does not run."""
-        return self._run.pid if self._run else None
+        run = self._run
+        return run.pid if run else None
 
     @property
     def cgroup(self) -> Cgroup | None:
         """Its cgroup, None without one, or when it does not run."""
-        process = self._run.process if self._run else None
+        run = self._run
+        process = run.process if run else None
         return process.cgroup if process else None
 
     def statistics(self) -> DaemonStatistics:
         """Return what became of it so far."""
         run, child, cgroup = self._run, self._child_state, self.cgroup
         began = run.began if run else None
+        try:
+            counted = cgroup.statistics() if cgroup else None
+        except OSError:  # it is removed: the daemon has just ended
+            counted = None
         return DaemonStatistics(
             name=self.name,
             state=child.state,
@@ -187,7 +210,7 @@ class Daemon:
             failures=child.failures,
             output_bytes=self._output_bytes,
             last_exit=self._last_exit,
-            cgroup=cgroup.statistics() if cgroup else None,
+            cgroup=counted,
         )
 
     def recent(self) -> bytes:
@@ -198,14 +221,19 @@ class Daemon:
         from muontrap.supervise.supervisor import Supervisor
 
         alone = Supervisor([self], name=f"supervisor of {self.name}")
-        alone.start()
+        try:
+            alone.__enter__()
+        except BaseException:
+            self.supervisor = None
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self.supervisor is not None
-        self.supervisor.__exit__(kind, error, trace)
+        alone, self.supervisor = self.supervisor, None
+        assert alone is not None
+        alone.__exit__(kind, error, trace)
 
     def __repr__(self) -> str:
         return f"<Daemon {self.name!r} of {self._launcher.args!r}: {self._child_state.state}>"
@@ -222,6 +250,17 @@ class Daemon:
     def _has_ended(self, why: str) -> None:
         """Its run is over."""
         self._run, self._last_exit = None, why
+
+    def _listen(self) -> NotifySocket | None:
+        """Have a socket for one run, if it says something: another each time.
+
+        A forked child of the host may have a copy of the last one, and so its address.
+        """
+        if self._notify:
+            args, options = self._given
+            self._notify = NotifySocket()
+            self._launcher = Launcher(args, **self._with_defaults(options))
+        return self._notify
 
     @property
     def _is_heard(self) -> bool:
@@ -307,6 +346,8 @@ class Run:
         self._loop = loop = owner._loop
         self._verdict = ""  # of muontrap, which has ended it for that
         self._is_stopped = False
+        self._has_begun = False
+        self._notify: NotifySocket | None = None
         self._has_matched = asyncio.Event()
         self._is_notified = asyncio.Event()
         self._watchdog: asyncio.TimerHandle | None = None
@@ -319,15 +360,18 @@ class Run:
         self._is_stopped = True
         if self.process is None:
             self._cancelled.set()
-            self._task.cancel()
+            if self._has_begun:  # else it would end without a word
+                self._task.cancel()
         else:
             self._end(self._daemon._launcher._command.delay_to_sigkill)
 
     async def _go(self) -> None:
         failure, dead = "", None
+        self._has_begun = True
         try:
-            await self._wait_for()
-            failure = await self._live()
+            if not self._is_stopped:
+                await self._wait_for()
+                failure = await self._live()
         except asyncio.CancelledError:
             pass
         except GuardDied as error:
@@ -353,7 +397,7 @@ class Run:
 
     async def _in_a_thread(self, function: Callable[..., object]) -> None:
         done: asyncio.Future[None] = self._loop.create_future()
-        given = (self._cancelled,) if inspect.signature(function).parameters else ()
+        given = (self._cancelled,) if _needs_argument(function) else ()
 
         def tell(error: BaseException | None) -> None:
             if done.done():
@@ -380,8 +424,10 @@ class Run:
     async def _live(self) -> str:
         """Launch it, and return why it has failed in the end, "" for a success."""
         daemon = self._daemon
-        if daemon._notify:
-            self._loop.add_reader(daemon._notify.open(), self._hear)
+        notify = daemon._listen()
+        if notify:
+            self._loop.add_reader(notify.open(), self._hear, notify)
+            self._notify = notify
         process = await self._launch()
         self.pid = process.pid
         self._owner._has_started(daemon.name)
@@ -461,10 +507,8 @@ class Run:
             status.ask(delay, b"stopped")
             self._loop.call_later(delay + _ANSWER_BOUND, _kill_silent_guard, self.process)
 
-    def _hear(self) -> None:
+    def _hear(self, notify: NotifySocket) -> None:
         """Take what the daemon said of itself."""
-        notify = self._daemon._notify
-        assert notify is not None
         said = notify.receive({0, os.geteuid(), self._daemon._launcher._identity.uid})
         if said.get("READY") == "1":
             self._is_notified.set()
@@ -485,9 +529,9 @@ class Run:
             self._readiness.cancel()
         if self._watchdog:
             self._watchdog.cancel()
-        if self._daemon._notify:
-            self._loop.remove_reader(self._daemon._notify.open())
-            self._daemon._notify.close()
+        if self._notify:
+            self._loop.remove_reader(self._notify.open())
+            self._notify.close()
         if self.process:
             self.process._close_files()
         self.pid = self.began = None
@@ -500,7 +544,8 @@ class _Output:
         self._run = run
         self._daemon = daemon = run._daemon
         self._pattern = daemon._ready.pattern if daemon._ready else None
-        needs_lines = daemon._log or self._pattern
+        self._log = daemon._log
+        needs_lines = self._log or self._pattern
         self._splitter: Any = make_splitter(daemon._launcher._command, as_text=True) if needs_lines else None
 
     def take(self, data: bytes) -> None:
@@ -518,15 +563,58 @@ class _Output:
         if self._pattern and self._pattern.search(line):
             self._pattern = None
             self._run._loop.call_soon_threadsafe(self._run._has_matched.set)
-        if self._daemon._log:
-            self._daemon._log(line)
+        if self._log:
+            try:
+                self._log(line)
+            except Exception:  # of log_transform: its output is read on, or it would block
+                self._log = None
+                _logger.exception("%s: this run's output is logged no more", self._daemon.name)
 
 
-def names(option: str, given: Sequence[str]) -> tuple[str, ...]:
+def check_child(name: object, backoff: object) -> None:
+    """Raise for what is no name of a child, or no backoff."""
+    check_type("name", name, str, "a string")
+    if not name or "/" in str(name):
+        raise ValueError(f"name must not be empty or have a slash, not {name!r}")
+    if backoff is not None:
+        check_type("backoff", backoff, Backoff, "a Backoff")
+
+
+def check_type(option: str, value: object, kind: type | tuple[type, ...], what: str) -> None:
+    """Raise for a value of another type."""
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"{option} must be {what}, not {value!r}")
+
+
+def check_callable(option: str, value: object) -> None:
+    """Raise for what can't be called, unless it is None."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{option} must be callable, not {value!r}")
+
+
+def names(option: str, given: object) -> tuple[str, ...]:
     """Return names in a tuple, or raise for what is not some names."""
-    if isinstance(given, str) or not all(isinstance(name, str) for name in given):
+    if (
+        isinstance(given, str)
+        or not isinstance(given, Iterable)
+        or not all(isinstance(name, str) for name in given)
+    ):
         raise TypeError(f"{option} must be a sequence of names, not {given!r}")
     return tuple(given)
+
+
+def _statuses(given: object) -> Iterable[int]:
+    if not isinstance(given, Iterable) or any(type(status) is not int for status in given):
+        raise TypeError(f"success_exit_status must be some numbers, not {given!r}")
+    return given
+
+
+def _needs_argument(function: Callable[..., object]) -> bool:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:
+        return False  # one of C that does not say
+    return any(each.default is each.empty and each.kind in _POSITIONAL for each in parameters)
 
 
 def _why(result: CompletedProcess) -> str:

@@ -16,7 +16,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from muontrap.errors import SupervisorFailed
 from muontrap.logic.command import check_seconds
 from muontrap.logic.supervision import MAX_RESTARTS, MAX_SECONDS, Child, Supervision
-from muontrap.supervise.daemon import Daemon, names
+from muontrap.supervise.daemon import Daemon, check_callable, check_child, check_type, names
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -92,6 +92,10 @@ class Supervisor:
     ) -> None:
         if on_give_up not in ("stop_all", "ignore") and not callable(on_give_up):
             raise ValueError(f"on_give_up must be 'stop_all', 'ignore' or callable, not {on_give_up!r}")
+        check_child(name, backoff)
+        check_type("max_restarts", max_restarts, int, "a number")
+        check_type("max_seconds", max_seconds, (int, float), "a number")
+        check_callable("on_event", on_event)
         self.name: str = name
         self.supervisor: Supervisor | None = None
         self._strategy = strategy
@@ -111,9 +115,14 @@ class Supervisor:
         self._is_up = False
         self._dead: weakref.WeakSet[Link] = weakref.WeakSet()  # guards whose death was counted
         self._waiters: list[tuple[Callable[[], bool], Future[None]]] = []
-        for member in children:
-            self._adopt(member)
-        self._machine = self._new_machine()
+        try:
+            for member in children:
+                self._adopt(member)
+            self._machine = self._new_machine()
+        except BaseException:
+            for member in self._members.values():
+                member.supervisor = None
+            raise
 
     def start(self, timeout: float | None = None) -> None:
         """Start all children; return when they are ready, or at their end.
@@ -129,10 +138,12 @@ class Supervisor:
         if self.supervisor:
             raise ValueError(f"{self.name!r} is started by its supervisor, {self.supervisor.name!r}")
         if self._tree and not self._tree.is_over:
+            self._tree.check_here()
             raise ValueError(f"{self.name!r} is running")
+        seconds = _seconds(timeout)
         self._tree = tree = _Tree(self)
         waits = tree.call(self._start_root)
-        self._wait_for(waits, timeout)
+        self._wait_for(waits, seconds)
         self._raise_failure(tree)
 
     def stop(self) -> None:
@@ -143,8 +154,10 @@ class Supervisor:
         if self.supervisor:
             self.supervisor.stop_child(self.name)
         elif self._tree:
-            if not self._tree.is_over:
+            try:
                 self._tree.call(self._stop_all)
+            except NotRunning:
+                pass
             self._tree.join()
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -155,11 +168,12 @@ class Supervisor:
 
         Raises:
             SupervisorFailed: it gave up, or an essential child has failed.
+            RuntimeError: this is the tree's own thread, which would wait for itself.
         """
         tree = self._running()
-        if timeout is not None:
-            timeout = check_seconds("timeout", timeout)
-        if not tree.ended.wait(timeout):
+        if tree.is_here:
+            raise RuntimeError(f"{self.name!r} can't be waited for by the thread that serves it")
+        if not tree.ended.wait(_seconds(timeout)):
             return False
         tree.join()
         self._raise_failure(tree)
@@ -168,6 +182,8 @@ class Supervisor:
     def __enter__(self) -> Self:
         try:
             self.start()
+        except ValueError:
+            raise  # it runs already, and goes on
         except BaseException:
             self.stop()
             raise
@@ -222,7 +238,7 @@ class Supervisor:
         """
         if self._tree is None or self._tree.is_over:
             self._adopt(child)
-            self._try(self._new_machine, child)
+            self._machine = self._try(self._new_machine, child)
         else:
             self._tree.call(self._add, child)
 
@@ -233,18 +249,20 @@ class Supervisor:
             ValueError: others depend on it.
         """
         owner, last = self._owner_of(name)
+        seconds = _seconds(timeout)
         if owner._tree and not owner._tree.is_over:
-            self._wait_for(owner._tree.call(owner._ask, Supervision.remove, last), timeout)
+            self._wait_for(owner._tree.call(owner._remove, last), seconds)
         else:
             owner._machine.remove(last)
-        owner._members.pop(last).supervisor = None
+            owner._let_go_of(last)
 
     def events(self) -> Iterator[SupervisorEvent]:
         """Return an iterator over what happens from now on, until the tree has ended."""
         tree = self._running()
         listener: queue.SimpleQueue[SupervisorEvent | None] = queue.SimpleQueue()
-        tree.call(tree.listeners.append, listener)
-        if tree.is_over:
+        try:
+            tree.call(tree.listen, listener)
+        except NotRunning:
             listener.put(None)
         return iter(listener.get, None)
 
@@ -257,7 +275,7 @@ class Supervisor:
         """Start, as a child."""
         self._tree = owner._tree
         self._machine = self._new_machine()
-        self._is_up = False
+        self._is_up = self._is_due = False
         owner._has_started(self.name)
         self._machine.start()
         self._due()
@@ -295,11 +313,13 @@ class Supervisor:
         self._machine.exited(name, failure, time.monotonic(), is_counted=counted)
         if child.ending == "failed":
             self._tell("gave-up", name, failure)
+        if child.is_removed:
+            self._let_go_of(name)
         self._due()
 
     def _start_root(self) -> Future[None]:
         self._machine = self._new_machine()
-        self._is_up = False
+        self._is_up = self._is_due = False
         self._machine.start()
         self._due()
         return self._until(lambda: self._is_up)
@@ -346,15 +366,19 @@ class Supervisor:
             else:
                 self._waiters.append((condition, future))
         if machine.outcome is not None:
-            if self.supervisor:
-                self.supervisor._has_exited(self.name, machine.outcome)
-            else:
+            if not self.supervisor:
                 tree.end(machine.outcome, list(machine.story))
+            elif self._child_state.is_there:
+                why = "stopped" if self._child_state.state == "stopping" else "success"
+                self.supervisor._has_exited(self.name, machine.outcome, machine.outcome or why)
 
     def _until(self, condition: Callable[[], bool]) -> Future[None]:
         future: Future[None] = Future()
-        self._waiters.append((condition, future))
-        self._due()
+        if self._machine.outcome is None:
+            self._waiters.append((condition, future))
+            self._due()
+        else:
+            future.set_result(None)
         return future
 
     def _add(self, child: Daemon | Supervisor) -> None:
@@ -366,6 +390,13 @@ class Supervisor:
         child = self._machine.children[name]
         act(self._machine, name)
         return self._until(lambda: child.is_settled)
+
+    def _remove(self, name: str) -> Future[None]:
+        child = self._machine.children[name]
+        gone = self._ask(Supervision.remove, name)
+        if not child.is_there:
+            self._let_go_of(name)
+        return gone
 
     def _tell(self, kind: str, name: str, why: str = "") -> None:
         path = [name]
@@ -387,9 +418,13 @@ class Supervisor:
 
     def _decide(self, name: str) -> bool:
         """Whether all is to be stopped, as a child is given up."""
+        answer: object = self._give_up
         if callable(self._give_up):
-            return self._give_up(name, "\n".join(self._machine.story)) != "ignore"
-        return self._give_up == "stop_all"
+            try:
+                answer = self._give_up(name, "\n".join(self._machine.story))
+            except Exception:
+                _log.exception("on_give_up has failed, told of %s: all is stopped", name)
+        return answer != "ignore"
 
     # For any thread.
 
@@ -425,37 +460,40 @@ class Supervisor:
         member.supervisor = self
         self._members[member.name] = member
 
-    def _try(self, act: Callable[[], object], child: Daemon | Supervisor) -> None:
+    def _try(self, act: Callable[[], T], child: Daemon | Supervisor) -> T:
         """Do what may refuse a child that has been adopted."""
         try:
-            act()
+            return act()
         except BaseException:
             del self._members[child.name]
             child.supervisor = None
             raise
 
+    def _let_go_of(self, name: str) -> None:
+        """A child was removed."""
+        self._members.pop(name).supervisor = None
+
     def _owner_of(self, path: str) -> tuple[Supervisor, str]:
-        owner: Daemon | Supervisor = self
+        owner: Daemon | Supervisor | None = self
         *above, last = path.split("/")
         for name in above:
-            owner = owner._members[name] if isinstance(owner, Supervisor) and name in owner._members else self
+            owner = owner._members.get(name) if isinstance(owner, Supervisor) else None
         if not isinstance(owner, Supervisor) or last not in owner._members:
             raise KeyError(f"there is no child {path!r}")
         return owner, last
 
     def _change(self, path: str, act: Callable[[Supervision, str], None], timeout: float | None) -> None:
         owner, name = self._owner_of(path)
-        tree = owner._running()
-        self._wait_for(tree.call(owner._ask, act, name), timeout)
+        tree, seconds = owner._running(), _seconds(timeout)
+        self._wait_for(tree.call(owner._ask, act, name), seconds)
 
-    def _wait_for(self, future: Future[None], timeout: float | None) -> None:
-        if self._tree and threading.current_thread() is self._tree.thread:
+    def _wait_for(self, future: Future[None], seconds: float | None) -> None:
+        if self._tree and self._tree.is_here:
             return
-        seconds = None if timeout is None else check_seconds("timeout", timeout)
         try:
             future.result(seconds)
         except FutureTimeout:  # in Python 3.10, another than the builtin
-            raise TimeoutError(f"{self.name!r} takes longer than {timeout} s") from None
+            raise TimeoutError(f"{self.name!r} takes longer than {seconds:g} s") from None
 
     def _wait_until_up(self) -> None:
         """Wait until all children are ready, or at their end."""
@@ -465,11 +503,20 @@ class Supervisor:
         tree = self.supervisor._running() if self.supervisor else self._tree
         if tree is None:
             raise ValueError(f"{self.name!r} was not started")
+        tree.check_here()
         return tree
 
     def _raise_failure(self, tree: _Tree) -> None:
         if tree.failure:
             raise SupervisorFailed(f"{self.name}: {tree.failure}", tuple(tree.story))
+
+
+def _seconds(timeout: float | None) -> float | None:
+    return None if timeout is None else check_seconds("timeout", timeout)
+
+
+class NotRunning(ValueError):
+    """The tree has ended: there is nobody to ask."""
 
 
 class _Tree:
@@ -482,6 +529,10 @@ class _Tree:
         self.failure = ""
         self.story: list[str] = []
         self._pid = os.getpid()
+        self._name = root.name
+        self._lock = threading.Lock()
+        self._has_ended = False
+        self._is_ending = False  # nobody is called any more; under the lock
         self.thread = threading.Thread(target=self._serve, name=f"muontrap-{root.name}", daemon=True)
         self.thread.start()
 
@@ -490,14 +541,25 @@ class _Tree:
         """Whether nothing of it is left."""
         return self.ended.is_set()
 
-    def call(self, function: Callable[..., T], *args: object) -> T:
-        """Call in the tree's thread, and return what that returns."""
-        if threading.current_thread() is self.thread:
-            return function(*args)
+    @property
+    def is_here(self) -> bool:
+        """Whether this is its thread."""
+        return threading.current_thread() is self.thread
+
+    def check_here(self) -> None:
+        """Raise if this is a forked child's copy."""
         if os.getpid() != self._pid:
-            raise ValueError("this supervisor belongs to the process that this one was forked from")
-        if self.is_over:
-            return function(*args)  # there is nobody to be in the way of
+            raise ValueError(f"{self._name!r} belongs to the process that this one was forked from")
+
+    def call(self, function: Callable[..., T], *args: object) -> T:
+        """Call in the tree's thread, and return what that returns.
+
+        Raises:
+            NotRunning: it has ended.
+        """
+        self.check_here()
+        if self.is_here:
+            return function(*args)
         answer: Future[T] = Future()
 
         def act() -> None:
@@ -506,11 +568,21 @@ class _Tree:
             except BaseException as error:
                 answer.set_exception(error)
 
-        self.loop.call_soon_threadsafe(act)
+        with self._lock:
+            if self._is_ending:
+                raise NotRunning(f"{self._name!r} is not running")
+            self.loop.call_soon_threadsafe(act)
         return answer.result()
+
+    def listen(self, listener: queue.SimpleQueue[SupervisorEvent | None]) -> None:
+        """Tell one more of what happens."""
+        self.listeners.append(listener)
+        if self._has_ended:
+            listener.put(None)
 
     def end(self, failure: str, story: list[str]) -> None:
         """The root has ended."""
+        self._has_ended = True
         self.failure, self.story = failure, story
         for listener in self.listeners:
             listener.put(None)
@@ -518,12 +590,22 @@ class _Tree:
 
     def join(self) -> None:
         """Wait for the thread, unless this is it."""
-        if threading.current_thread() is not self.thread:
+        if not self.is_here:
             self.thread.join()
 
     def _serve(self) -> None:
         try:
             self.loop.run_forever()
+            with self._lock:
+                self._is_ending = True
+            self.loop.run_until_complete(self._finish())
         finally:
             self.ended.set()
             self.loop.close()
+
+    async def _finish(self) -> None:
+        """Answer those who have asked meanwhile, and end what is on its way."""
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
