@@ -97,9 +97,11 @@ def _ask(directory: str, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
             raise ControlError(
                 f"{path!r} is left over from a supervisor that is dead: nothing runs"
             ) from None
-        except OSError as error:
+        except FileNotFoundError as error:
             error.filename = path
             raise
+        except OSError as error:
+            raise ControlError(f"{path!r}: {error.strerror or error}") from None
         try:
             one.sendall(json.dumps(request).encode() + b"\n")
             with one.makefile("rb") as answers:

@@ -13,6 +13,8 @@ from muontrap.supervise.control import Control, default_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from muontrap.supervise.config import Plan
     from muontrap.supervise.supervisor import Supervisor
 
@@ -55,14 +57,22 @@ class _Reload:
         todo = changes(self._plan, plan)
         if todo.needs_restart:
             say(f"{', '.join(todo.needs_restart)} of the supervisor itself: only a restart changes that")
-        for name in todo.remove:
-            self._root.remove(name)
-        for name in todo.add:
-            above, _, _ = name.rpartition("/")
-            owner = self._root.child(above) if above else self._root
-            owner.add(plan.build_child(name))  # type: ignore[union-attr]
         self._plan = plan
-        parts = [f"{len(todo.remove)} removed"] * bool(todo.remove) + [f"{len(todo.add)} added"] * bool(
-            todo.add
-        )
+        removed = sum(self._try("removed", self._root.remove, name) for name in todo.remove)
+        added = sum(self._try("added", self._add, name) for name in todo.add)
+        parts = [f"{removed} removed"] * bool(removed) + [f"{added} added"] * bool(added)
         say(f"{self._path} was read again: {', '.join(parts) or 'nothing has changed'}")
+
+    def _add(self, name: str) -> None:
+        above, _, _ = name.rpartition("/")
+        owner = self._root.child(above) if above else self._root
+        owner.add(self._plan.build_child(name))  # type: ignore[union-attr]
+
+    def _try(self, what: str, act: Callable[[str], object], name: str) -> bool:
+        """Do one part; the others are done too, whatever the tree refuses, as one that ends does."""
+        try:
+            act(name)
+        except (KeyError, OSError, ValueError) as error:
+            say(f"{name} could not be {what}: {error.args[0] if isinstance(error, KeyError) else error}")
+            return False
+        return True

@@ -368,6 +368,7 @@ class Process:
         """Wait until nothing is left, and callbacks have all output; False when the deadline came first."""
         if self.reader is None:
             return self._status.wait(deadline)
+        self._status.check_here()
         if self.reader.is_calling:
             raise RuntimeError("a callback can't wait for its own command, which waits for the callback")
         while not self.reader.is_done:

@@ -11,6 +11,7 @@ import queue
 import signal
 import socket
 import threading
+import time
 
 from muontrap.errors import SupervisorFailed
 
@@ -46,24 +47,29 @@ class Appliance:
         self._say = say
         self._words: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._failure: SupervisorFailed | None = None
+        self._is_up = False
         self._is_stopping = False
+        self._loading = threading.Lock()
 
     def run(self) -> int:
         """Return the exit status: 0 when it ended as it was asked to, 1 when it failed, 128 + a signal."""
         asked = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
         for signum in [*asked, signal.SIGCHLD] if os.getpid() == 1 else asked:
             signal.signal(signum, lambda number, _: self._words.put(number))
-        self._in_thread(self._start, "start")
+        self._start()
         while True:
             word = self._words.get()
             if word == _UP:
-                notify("READY=1")
+                self._is_up = True
+                if not self._is_stopping:
+                    notify("READY=1")
             elif word == _OVER:
                 return self._end()
             elif word == signal.SIGCHLD:
                 _reap()
             elif word == signal.SIGHUP:
-                self._in_thread(self._load_again, "reload")
+                if not self._is_stopping:
+                    self._in_thread(self._load_again, "reload")
             elif self._is_stopping:
                 return 128 + word
             else:
@@ -77,16 +83,19 @@ class Appliance:
 
     def _start(self) -> None:
         try:
-            try:
-                self._root.start(timeout=0)
-            except TimeoutError:
-                pass
-            tree = self._root._running()
-            try:
-                asyncio.run_coroutine_threadsafe(self._control.serve(self._root), tree.loop)
-            except RuntimeError:
-                pass  # it has failed already
-            self._in_thread(self._tell_when_up, "up")
+            self._root.start(timeout=0)
+        except (TimeoutError, SupervisorFailed):
+            pass  # it is on its way; or has failed already, which `wait` says
+        try:
+            serving = self._control.serve(self._root)
+            asyncio.run_coroutine_threadsafe(serving, self._root._running().loop)
+        except RuntimeError:
+            serving.close()  # it has ended
+        self._in_thread(self._wait, "wait")
+        self._in_thread(self._tell_when_up, "up")
+
+    def _wait(self) -> None:
+        try:
             self._root.wait()
         except SupervisorFailed as error:
             self._failure = error
@@ -94,13 +103,21 @@ class Appliance:
             self._words.put(_OVER)
 
     def _tell_when_up(self) -> None:
-        self._root._wait_until_up()
-        self._words.put(_UP)
+        try:
+            self._root._wait_until_up()
+        except ValueError:
+            return  # it has ended
+        if self._root._machine.outcome is None:
+            self._words.put(_UP)
 
     def _load_again(self) -> None:
-        notify("RELOADING=1")
-        self._reload()
-        notify("READY=1")
+        with self._loading:  # one after the other: each begins where the one before has ended
+            was_up = self._is_up
+            if was_up:
+                notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            self._reload()
+            if was_up and not self._is_stopping:
+                notify("READY=1")
 
     def _end(self) -> int:
         if self._failure:

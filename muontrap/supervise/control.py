@@ -115,12 +115,12 @@ class Control:
 class _Conversation:
     """One who asks."""
 
-    def __init__(
-        self, root: Supervisor, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    def __init__(self, root: Supervisor, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._root = root
         self._reader = reader
         self._writer = writer
+        self._followed: Daemon | None = None
+        self._sent = 0  # bytes of its output
 
     async def hold(self) -> None:
         try:
@@ -130,7 +130,11 @@ class _Conversation:
         except ConnectionError:
             pass  # who asked is gone
         except asyncio.CancelledError:
-            self._say(error="the supervisor has ended")
+            if self._followed:
+                self._send_new(self._followed)
+                self._say(done="")
+            else:
+                self._say(error="the supervisor has ended")
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             self._say(error=str(error.args[0] if error.args else error))
             await self._finish()
@@ -142,7 +146,7 @@ class _Conversation:
         self._writer.close()
         try:
             await self._writer.wait_closed()
-        except (ConnectionError, asyncio.CancelledError):
+        except (OSError, asyncio.CancelledError):
             pass
 
     def _say(self, **answer: Any) -> None:
@@ -166,26 +170,24 @@ class _Conversation:
         daemon = self._root.child(name)
         if not isinstance(daemon, Daemon):
             raise ValueError(f"{name!r} is a supervisor, and has no output")
-        sent = self._send_from(daemon, 0)
-        try:
-            while follow and daemon.supervisor and not self._reader.at_eof():
-                await self._writer.drain()
-                try:
-                    await asyncio.wait_for(self._reader.read(_LONGEST_REQUEST), _PAUSE)
-                except asyncio.TimeoutError:
-                    pass
-                sent = self._send_from(daemon, sent)
-        except asyncio.CancelledError:
-            self._send_from(daemon, sent)
+        self._followed = daemon
+        self._send_new(daemon)
+        while follow and daemon.supervisor and not self._reader.at_eof():
+            await self._writer.drain()
+            try:
+                await asyncio.wait_for(self._reader.read(_LONGEST_REQUEST), _PAUSE)
+            except asyncio.TimeoutError:
+                pass
+            self._send_new(daemon)
         self._say(done="")
 
-    def _send_from(self, daemon: Daemon, position: int) -> int:
-        """Send what came after that many bytes of output, if it is kept; return how many there were."""
+    def _send_new(self, daemon: Daemon) -> None:
+        """Send what came since the last time, as far as it is kept."""
         recent, count = daemon._recent_and_count()
-        new = recent[max(0, len(recent) - (count - position)) :] if count > position else b""
+        new = recent[max(0, len(recent) - (count - self._sent)) :] if count > self._sent else b""
+        self._sent = count
         if new:
             self._say(output=new.decode(errors="surrogateescape"))
-        return count
 
 
 def _listen(path: str) -> socket.socket:
