@@ -43,6 +43,7 @@ class Reader:
         self, command: Command, pipes: Pipes, status: Status, sinks: dict[int, Sink], *, explicit: bool
     ) -> None:
         self.error = None
+        self._is_done = False
         self._is_over = False  # the pump has nothing of it
         self._status = status
         self._explicit = explicit
@@ -95,7 +96,7 @@ class Reader:
     @property
     def is_done(self) -> bool:
         """Whether the command has ended and callbacks have all, or one has failed."""
-        return self._is_over
+        return self._is_done
 
     @property
     def is_stalled(self) -> bool:
@@ -115,9 +116,9 @@ class Reader:
         if not self._is_over:
             with self._pump.lock:
                 self._end()
-        if self._done >= 0:
-            os.close(self._done)
-            self._done = -1
+        done, self._done = self._done, -1
+        if done >= 0:
+            os.close(done)
 
     def leave(self, close: Callable[[], None]) -> None:
         """Have this called where locks may be waited for. For a finalizer, which runs inside any of them."""
@@ -222,6 +223,7 @@ class Reader:
         self._sinks = {}
         self._is_paused = False
         self._pump.forget(self)
+        self._is_done = True
         if self._done >= 0:
             os.eventfd_write(self._done, 1)
         self._is_over = True
@@ -308,6 +310,14 @@ class Pump:
         os.close(self._wakeup)
 
     def _serve(self) -> None:
+        try:
+            self._serve_readers()
+        finally:
+            with self.lock:
+                # After an exception that no callback has raised the next reader starts another thread.
+                self._leave(threading.current_thread())
+
+    def _serve_readers(self) -> None:
         me = threading.current_thread()
         while True:
             self._see_to_left()

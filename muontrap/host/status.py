@@ -149,9 +149,9 @@ class Status:
     def close(self) -> None:
         """Let go of the command: the guard ends it, if it runs."""
         self._channel.close()
-        if self.pidfd >= 0:
-            os.close(self.pidfd)
-            self.pidfd = -1
+        pidfd, self.pidfd = self.pidfd, -1
+        if pidfd >= 0:
+            os.close(pidfd)
         _all.discard(self)
 
     def _tell(self, record: Record) -> None:

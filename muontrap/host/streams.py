@@ -60,9 +60,8 @@ class Pipes:
 
     def close(self) -> None:
         """Close them all; input that the command did not read is lost."""
-        for fd in self.kept:
-            os.close(fd)
-        self.kept = []
+        while self.kept:
+            os.close(self.kept.pop())
         for target in range(3):
             self.close_one(target)
 

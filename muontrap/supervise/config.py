@@ -559,7 +559,9 @@ def _table_of(keys: Mapping[str, Converter], make: Callable[[dict[str, Any]], An
 
 def _environment(each: Converter) -> Converter:
     def convert(at: _Place, value: Any) -> Any:
-        values = _values(at, value, dict.fromkeys(value, each) if isinstance(value, dict) else {})
+        if not isinstance(value, dict):  # not shown: variables are often secrets
+            raise TypeError(f"{at.name} must be a table of strings")
+        values = _values(at, value, dict.fromkeys(value, each))
         return values if values.keys() == value.keys() else _WRONG
 
     return convert
