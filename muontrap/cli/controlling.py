@@ -10,7 +10,7 @@ import sys
 import time
 
 from muontrap.cli.report import BY_SIGNAL, fail, say
-from muontrap.supervise.control import (
+from muontrap.supervise.directory import (
     SOCKET,
     ControlError,
     check_directory,

@@ -9,7 +9,8 @@ from muontrap.cli.report import say
 from muontrap.cli.supervising import BAD_FILE, read
 from muontrap.supervise.appliance import Appliance
 from muontrap.supervise.config import changes
-from muontrap.supervise.control import Control, default_directory
+from muontrap.supervise.control import Control
+from muontrap.supervise.directory import default_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class _Reload:
         todo = changes(self._plan, plan)
         if todo.needs_restart:
             say(f"{', '.join(todo.needs_restart)} of the supervisor itself: only a restart changes that")
+        plan.settings = self._plan.settings  # which it still runs with
         self._plan = plan
         removed = sum(self._try("removed", self._root.remove, name) for name in todo.remove)
         added = sum(self._try("added", self._add, name) for name in todo.add)

@@ -152,7 +152,8 @@ def check_seconds(name: str, value: float) -> float:
     return float(value)
 
 
-def _positive_seconds(name: str, value: float) -> float:
+def check_positive_seconds(name: str, value: float) -> float:
+    """Return a time in seconds, or raise for anything that is no finite number above 0."""
     if check_seconds(name, value) == 0:
         raise ValueError(f"{name} must be more than 0 s: None for no limit")
     return float(value)
@@ -344,7 +345,7 @@ _CHECKERS: dict[str, tuple[Any, Checker]] = {
     "bufsize": (-1, _integer(-1, 2**31 - 1)),
     "stdio_window": (None, _optional(_integer(1, 2**62))),
     "max_line": (MAX_LINE, _integer(1, 2**62)),
-    "inactivity_timeout": (None, _optional(_positive_seconds)),
+    "inactivity_timeout": (None, _optional(check_positive_seconds)),
     "text": (None, _truth),
     "encoding": (None, _optional(_codec)),
     "errors": (None, _optional(_codec)),

@@ -13,11 +13,11 @@ import fcntl
 import json
 import os
 import socket
-import stat
 import time
 
 from muontrap.logic.supervision import Supervision
 from muontrap.supervise.daemon import Daemon
+from muontrap.supervise.directory import SOCKET, ControlError, check_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from muontrap.supervise.daemon import DaemonStatistics
     from muontrap.supervise.supervisor import Supervisor
 
-SOCKET = "control"
 _LOCK = "lock"
 _LONGEST_REQUEST = 64 * 1024
 _PAUSE = 0.1
@@ -35,36 +34,6 @@ _CHANGES = {
     "stop": Supervision.stop_child,
     "restart": Supervision.restart_child,
 }
-
-
-class ControlError(OSError):
-    """The directory or its socket can't be used; the message says why."""
-
-
-def default_directory(name: str) -> str:
-    """Return where a tree of that name has its socket, unless told otherwise."""
-    user = os.geteuid()
-    if user == 0:  # who has logged in has the variable, and a service has not: both are to mean the same
-        return os.path.join("/run/muontrap", name)
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    return os.path.join(base, "muontrap", name) if base else os.path.join(f"/tmp/muontrap-{user}", name)
-
-
-def only_directory() -> str:
-    """Return the one directory at the default place that has a socket.
-
-    Raises:
-        ControlError: there is none, or more than one.
-    """
-    base = default_directory("")
-    names = sorted(os.listdir(base)) if os.path.isdir(base) else []
-    found = [name for name in names if os.path.lexists(os.path.join(base, name, SOCKET))]
-    if len(found) != 1:
-        which = (
-            f"there are {', '.join(found)}: say which with --name" if found else f"there is none in {base}"
-        )
-        raise ControlError(f"no supervisor was named, and {which}")
-    return os.path.join(base, found[0])
 
 
 class Control:
@@ -135,19 +104,20 @@ class _Conversation:
                 self._say(done="")
             else:
                 self._say(error="the supervisor has ended")
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
-            self._say(error=str(error.args[0] if error.args else error))
-            await self._finish()
-        finally:
             self._writer.transport.abort()
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            self._say(error=str(error.args[0] if isinstance(error, KeyError) else error))
+            await self._finish()
 
     async def _finish(self) -> None:
         """Wait until all has been sent, as long as there is a tree."""
         self._writer.close()
         try:
             await self._writer.wait_closed()
-        except (OSError, asyncio.CancelledError):
+        except OSError:
             pass
+        except asyncio.CancelledError:
+            self._writer.transport.abort()
 
     def _say(self, **answer: Any) -> None:
         self._writer.write(json.dumps(answer).encode() + b"\n")
@@ -203,21 +173,6 @@ def _listen(path: str) -> socket.socket:
         listener.close()
         raise ControlError(f"{path!r} can't be a socket: {error.strerror or error}") from None
     return listener
-
-
-def check_directory(directory: str) -> None:
-    """Raise if others than this user may enter a directory, or could have made it."""
-    found = os.stat(directory, follow_symlinks=False)
-    if not stat.S_ISDIR(found.st_mode):
-        raise ControlError(f"{directory!r} is no directory")
-    if found.st_uid not in (0, os.geteuid()):
-        raise ControlError(f"{directory!r} belongs to user {found.st_uid}, who could read what is said there")
-    if stat.S_IMODE(found.st_mode) & 0o077:
-        raise ControlError(f"others may enter {directory!r}: chmod 700 {directory}")
-    above = os.stat(os.path.dirname(os.path.abspath(directory)))
-    is_others = above.st_uid not in (0, os.geteuid()) or above.st_mode & stat.S_IWOTH
-    if is_others and not above.st_mode & stat.S_ISVTX:
-        raise ControlError(f"others could put another directory in the place of {directory!r}")
 
 
 def _figures(statistics: DaemonStatistics) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from muontrap.host.launcher import Launcher
 from muontrap.host.link import StaleGuard
 from muontrap.host.sinks import LogLines, make_splitter
 from muontrap.host.status import NotPlaced
-from muontrap.logic.command import DEVNULL, PIPE, STDOUT, check_seconds
+from muontrap.logic.command import DEVNULL, PIPE, STDOUT, check_positive_seconds
 from muontrap.logic.supervision import Backoff, Child
 from muontrap.supervise.readiness import NotifySocket, Probe
 
@@ -157,8 +157,10 @@ class Daemon:
         if not (wait_for is None or isinstance(wait_for, str) or callable(wait_for)):
             raise TypeError(f"wait_for must be a string or callable, not {wait_for!r}")
         self._ready = None if ready is None else Probe("ready", ready)
-        self._ready_timeout = None if ready_timeout is None else check_seconds("ready_timeout", ready_timeout)
-        self._watchdog = None if watchdog is None else check_seconds("watchdog", watchdog)
+        self._ready_timeout = (
+            None if ready_timeout is None else check_positive_seconds("ready_timeout", ready_timeout)
+        )
+        self._watchdog = None if watchdog is None else check_positive_seconds("watchdog", watchdog)
         self._notify = NotifySocket() if self._is_heard else None
         self._log: Callable[[str], None] | None = None
         if log_output is not None:
@@ -174,9 +176,14 @@ class Daemon:
         self._last_exit: str | None = None
         self._given = args, options
         self._launcher = Launcher(args, **self._with_defaults(options))
-        for option, value in (("log_output", log_output), ("ready", ready)):
-            is_output = option == "log_output" or (self._ready and self._ready.pattern)
-            if value is not None and is_output and not self._reads_output:
+        silence = self._launcher._command.inactivity_timeout
+        pattern = ready if self._ready and self._ready.pattern else None
+        for option, value in (
+            ("log_output", log_output),
+            ("ready", pattern),
+            ("inactivity_timeout", silence),
+        ):
+            if value is not None and not self._reads_output:
                 raise ValueError(f"{option}={value!r} needs its output: stdout can't be given")
 
     @property

@@ -24,7 +24,8 @@ class Probe:
     def __init__(self, name: str, text: str) -> None:
         if not isinstance(text, str):
             raise TypeError(f"{name} must be {_FORMS}, not {text!r}")
-        self.kind, _, self._what = text.partition(":")
+        kind, _, self._what = text.partition(":")
+        self.kind: str = kind
         self._text = text
         self.pattern: re.Pattern[str] | None = None
         self._port = 0

@@ -113,6 +113,7 @@ class Supervisor:
         self._timer: asyncio.TimerHandle | None = None
         self._is_due = False
         self._is_up = False
+        self._was_ready: set[str] = set()  # since the start
         self._dead: weakref.WeakSet[Link] = weakref.WeakSet()  # guards whose death was counted
         self._waiters: list[tuple[Callable[[], bool], Future[None]]] = []
         try:
@@ -276,6 +277,7 @@ class Supervisor:
         self._tree = owner._tree
         self._machine = self._new_machine()
         self._is_up = self._is_due = False
+        self._was_ready = set()
         owner._has_started(self.name)
         self._machine.start()
         self._due()
@@ -295,8 +297,12 @@ class Supervisor:
         self._tell("restarted" if self._machine.children[name].restarts else "started", name)
 
     def _has_become_ready(self, name: str) -> None:
-        """A child is of use."""
+        """A child is of use, unless it is to end by now."""
+        if self._machine.children[name].state != "starting":
+            return
         self._machine.ready(name, time.monotonic())
+        self._was_ready.add(name)
+        self._answer()  # it may not be so for long
         self._tell("ready", name)
         self._due()
 
@@ -320,6 +326,7 @@ class Supervisor:
     def _start_root(self) -> Future[None]:
         self._machine = self._new_machine()
         self._is_up = self._is_due = False
+        self._was_ready = set()
         self._machine.start()
         self._due()
         return self._until(lambda: self._is_up)
@@ -354,23 +361,29 @@ class Supervisor:
     def _look_up(self, tree: _Tree) -> None:
         """Say what has become true."""
         machine = self._machine
-        if not self._is_up and (machine.is_settled or machine.outcome is not None):
+        # One that comes and goes counts as well: else with a few of these it would never be so.
+        were_up = (name in self._was_ready or child.is_settled for name, child in machine.children.items())
+        if not self._is_up and (machine.is_settled or machine.outcome is not None or all(were_up)):
             self._is_up = True
             if self.supervisor and machine.outcome is None:
                 self.supervisor._has_become_ready(self.name)
-        ended = machine.outcome is not None
-        waiting, self._waiters = self._waiters, []
-        for condition, future in waiting:
-            if ended or condition():
-                future.set_result(None)
-            else:
-                self._waiters.append((condition, future))
+        self._answer()
         if machine.outcome is not None:
             if not self.supervisor:
                 tree.end(machine.outcome, list(machine.story))
             elif self._child_state.is_there:
                 why = "stopped" if self._child_state.state == "stopping" else "success"
                 self.supervisor._has_exited(self.name, machine.outcome, machine.outcome or why)
+
+    def _answer(self) -> None:
+        """Let those go on who wait for what has become true."""
+        ended = self._machine.outcome is not None
+        waiting, self._waiters = self._waiters, []
+        for condition, future in waiting:
+            if ended or condition():
+                future.set_result(None)
+            else:
+                self._waiters.append((condition, future))
 
     def _until(self, condition: Callable[[], bool]) -> Future[None]:
         future: Future[None] = Future()

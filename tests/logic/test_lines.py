@@ -9,7 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from muontrap.logic.lines import MAX_LINE, Cut, CutBytes, CutText, LineSplitter, TextSplitter
+from muontrap.logic.command import MAX_LINE
+from muontrap.logic.lines import Cut, CutBytes, CutText, LineSplitter, TextSplitter
 
 # Ends, characters of two to four bytes whole and broken, what only `str` takes for an end, and shifts.
 PARTS = st.sampled_from(
@@ -65,7 +66,7 @@ def each_byte(data: bytes) -> list[bytes]:
 def test_lines_are_those_of_the_whole(chunks: list[bytes]) -> None:
     data = b"".join(chunks)
     for cut in (chunks, [data], each_byte(data)):
-        lines = split(LineSplitter(), cut)
+        lines = split(LineSplitter(MAX_LINE), cut)
         assert lines == data.splitlines()
         assert {type(line) for line in lines} <= {bytes}
 
@@ -138,7 +139,7 @@ def test_a_shift_ends_with_its_line() -> None:
 
 def test_a_return_ends_the_line_at_once() -> None:
     """A progress bar is seen when it is written, and its end of line is not seen twice."""
-    splitter = LineSplitter()
+    splitter = LineSplitter(MAX_LINE)
     assert splitter.feed(b"50 %\r") == [b"50 %"]
     assert splitter.feed(b"") == []
     assert splitter.feed(b"\n") == []

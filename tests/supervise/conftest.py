@@ -1,0 +1,60 @@
+"""Each test of supervision leaves the process as it was, and asyncio has nothing to complain about."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+from collections.abc import Iterator
+
+import pytest
+from arena import BOUND
+from hostlib import muontrap, open_fds
+
+
+class _Complaints(logging.Handler):
+    """What asyncio logs: exceptions that nobody took, tasks that were left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING:
+            self.texts.append(self.format(record))
+
+
+def _join_ours() -> None:
+    """Wait until the pump's threads have ended, as nobody needs them."""
+    ours = [thread for thread in threading.enumerate() if thread.name.startswith(("muontrap", "asyncio"))]
+    for thread in ours:
+        thread.join(BOUND)
+    assert [thread for thread in ours if thread.is_alive()] == []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collections() -> Iterator[None]:
+    """The garbage collector looks at what these tests make, and not at all of pytest, twice for each."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays() -> Iterator[None]:
+    """No thread and no descriptor more than before, no task that was forgotten."""
+    muontrap.start_guard()
+    _join_ours()
+    gc.collect()
+    before = open_fds()
+    complaints = _Complaints()
+    logging.getLogger("asyncio").addHandler(complaints)
+    try:
+        yield
+        _join_ours()
+        gc.collect()
+    finally:
+        logging.getLogger("asyncio").removeHandler(complaints)
+    assert open_fds() == before
+    assert complaints.texts == []
