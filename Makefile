@@ -28,6 +28,8 @@ bench: .venv/installed
 	$(BIN)/python bench/cgroup.py
 	$(BIN)/python bench/throughput.py
 	$(BIN)/python bench/many.py
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[bench]'
+	$(BIN)/python bench/supervise.py
 
 .venv/installed: pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON) here: try  apt install python3 python3-venv  or  make PYTHON=..."; exit 1; }

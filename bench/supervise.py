@@ -33,7 +33,8 @@ from muontrap.kernel.process import set_child_subreaper
 FEW = 100
 COMMAND = ["sleep", "1000"]
 API, CLI = "muontrap, API", "muontrap supervise"
-RIVAL, RIVAL_SPAWNED, RIVAL_AS_ONE = "supervisord", "supervisord, spawned", "supervisord, one program"
+RIVAL, RIVAL_AS_ONE = "supervisord", "supervisord, one program"
+RIVALS, OURS = (RIVAL, RIVAL_AS_ONE), (API, CLI)
 # What each says in a line for each daemon, or once for all.
 SAYS = {API: b"up", CLI: b" ready\n", RIVAL: b"entered RUNNING state", RIVAL_AS_ONE: b"entered RUNNING state"}
 
@@ -61,8 +62,18 @@ def supervisor(way: str, count: int, directory: Path) -> list[str]:
         return [sys.executable, "-c", HOST, str(count)]
     if way == CLI:
         path = directory / "daemons.toml"
-        path.write_text("".join(f"[daemon.d{each}]\ncommand = {json.dumps(COMMAND)}\n" for each in range(count)))
-        return [sys.executable, "-m", "muontrap", "supervise", str(path), "--directory", str(directory / "control")]
+        path.write_text(
+            "".join(f"[daemon.d{each}]\ncommand = {json.dumps(COMMAND)}\n" for each in range(count))
+        )
+        return [
+            sys.executable,
+            "-m",
+            "muontrap",
+            "supervise",
+            str(path),
+            "--directory",
+            str(directory / "control"),
+        ]
     path = directory / "supervisord.conf"
     programs = (
         f"[program:d]{PROGRAM}numprocs={count}\nprocess_name=d%(process_num)d\n"
@@ -70,7 +81,9 @@ def supervisor(way: str, count: int, directory: Path) -> list[str]:
         else "".join(f"[program:d{each}]{PROGRAM}" for each in range(count))
     )
     # Three descriptors for each; a child closes so many one by one, so no more than that.
-    settings = f"logfile=/dev/null\nlogfile_maxbytes=0\npidfile={directory}/pid\nminfds={max(1024, 4 * count)}\n"
+    settings = (
+        f"logfile=/dev/null\nlogfile_maxbytes=0\npidfile={directory}/pid\nminfds={max(1024, 4 * count)}\n"
+    )
     path.write_text(f"[supervisord]\n{settings}{programs}")
     return [sys.executable, "-m", "supervisor.supervisord", "--nodaemon", "--configuration", str(path)]
 
@@ -150,30 +163,33 @@ def main() -> None:
     )
     if not find_spec("supervisor"):
         sys.exit("there is no supervisord to compare with: pip install 'muontrap[bench]'")
-    ways = [RIVAL, RIVAL_AS_ONE, API, CLI]
+    ways = [*RIVALS, *OURS]
     memory: dict[int, dict[str, float]] = {}
     for count in (FEW, report.numbers["count"]):
-        runs: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+        runs: dict[str, list[dict[str, float]]] = {way: [] for way in (*RIVALS, *OURS)}
         for _ in range(report.numbers["rounds"]):
             for way in ways:
                 runs[way].append(in_new_process(way, count, report.seconds))
             ways.append(ways.pop(0))
 
-        def samples(field: str, scale: float = 1.0, runs: dict[str, list[dict[str, float]]] = runs) -> Samples:
-            return {way: [found[field] * scale for found in runs[way]] for way in sorted(runs, reverse=True)}
+        def samples(field: str, runs: dict[str, list[dict[str, float]]] = runs) -> Samples:
+            return {way: [figures[field] for figures in found] for way, found in runs.items()}
 
-        spawned = {RIVAL_SPAWNED: [found["spawned"] for found in runs[RIVAL]]}
-        start = report.section(f"{count}: start", samples("start") | spawned, "s", RIVAL)
-        stop = report.section(f"{count}: stop", samples("stop"), "s", RIVAL)
-        memory[count] = report.section(f"{count}: memory in all", samples("memory"), "MiB", RIVAL)
-        rest = report.section(f"{count}: CPU at rest", samples("cpu"), "ms/s", RIVAL)
-        for what, medians in (("start", start), ("stop", stop), ("memory", memory[count]), ("CPU at rest", rest)):
-            best = min(medians[way] for way in medians if way not in (API, CLI))
-            for way in (API, CLI):
-                report.goal(f"{what} of {count}, {way}, ratio to supervisord", medians[way] / best, 1.0)
-    more = report.numbers["count"] - FEW
-    each = {way: [(memory[FEW + more][way] - memory[FEW][way]) * 1024 / more] for way in sorted(ways, reverse=True)}
-    report.section(f"memory for each daemon, from {FEW} to {FEW + more}", each, "KiB", RIVAL)
+        spawned = {f"{way}, spawned": [figures["spawned"] for figures in runs[way]] for way in RIVALS}
+        medians = {
+            "start": report.section(f"{count}: start", samples("start") | spawned, "s", RIVAL),
+            "stop": report.section(f"{count}: stop", samples("stop"), "s", RIVAL),
+            "memory": report.section(f"{count}: memory in all", samples("memory"), "MiB", RIVAL),
+            "CPU at rest": report.section(f"{count}: CPU at rest", samples("cpu"), "ms/s", RIVAL),
+        }
+        memory[count] = medians["memory"]
+        for what, found in medians.items():
+            best = min(value for way, value in found.items() if way not in OURS)
+            for way in OURS:
+                report.goal(f"{what} of {count}, {way}, ratio to supervisord", found[way] / best, 1.0)
+    few, many = memory.values()
+    each = {way: [(many[way] - few[way]) * 1024 / (report.numbers["count"] - FEW)] for way in few}
+    report.section("memory for each daemon more", each, "KiB", RIVAL)
     report.end()
 
 

@@ -243,6 +243,33 @@ def test_three_block_at_once_and_go_on_when_released(blockers: list[Blocker]) ->
     assert second == [b"x\n"]
 
 
+def test_who_was_slow_gets_a_thread_of_its_own_until_it_is_quick(blockers: list[Blocker]) -> None:
+    """So that one who is always slow does not hold up the others each time."""
+    names: list[str] = []
+    called = threading.Semaphore(0)
+
+    def take(data: bytes) -> None:
+        names.append(threading.current_thread().name)
+        if not blockers[0].called.is_set():
+            blockers[0](data)
+        called.release()
+
+    with Launcher(["cat"], stdin=PIPE, bufsize=0).launch(on_stdout=take) as process:
+        assert process.stdin is not None
+        process.stdin.write(b"x")
+        blockers[0].wait()
+        with ECHO.launch(on_stdout=lambda _: None) as other:
+            other.wait(BOUND)
+        blockers[0].released.set()
+        assert called.acquire(timeout=BOUND)
+        while len(names) < 2 or (
+            names[-1] == "muontrap-slow" and len(names) < 100
+        ):  # the machine may be slow
+            process.stdin.write(b"x")
+            assert called.acquire(timeout=BOUND)
+    assert (names[:2], names[-1]) == (["muontrap-pump", "muontrap-slow"], "muontrap-pump")
+
+
 def test_wait_and_poll_wait_for_the_callback_of_a_command_that_is_gone(blockers: list[Blocker]) -> None:
     blocker = blockers[0]
     with ECHO.launch(on_stdout=blocker) as process:
@@ -871,7 +898,8 @@ def test_a_host_that_can_have_no_more_threads(
         return
     second: list[bytes] = []
     blocker = blockers[0]
-    with ECHO.launch(on_stdout=blocker) as process, ECHO.launch(on_stdout=second.append) as other:
+    launcher = Launcher(sh("echo x; read -r _; echo more"), stdin=PIPE)
+    with launcher.launch(on_stdout=blocker) as process, ECHO.launch(on_stdout=second.append) as other:
         blocker.wait()
         if had == 2:
             assert other.wait(BOUND) == 0
@@ -879,9 +907,11 @@ def test_a_host_that_can_have_no_more_threads(
             with pytest.raises(muontrap.TimeoutExpired):
                 other.wait(0.2)
         blocker.released.set()
-        assert process.wait(BOUND) == 0
         assert other.wait(BOUND) == 0
-    assert (blocker.data, second) == (b"x\n", [b"x\n"])
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(BOUND) == 0
+    assert (blocker.data, second) == (b"x\nmore\n", [b"x\n"])
 
 
 # --- Forks, deaths, ends

@@ -214,6 +214,11 @@ class Supervision:
         return min(times, default=None)
 
     @property
+    def is_ending(self) -> bool:
+        """Whether all children are to end, or have."""
+        return self._is_ending
+
+    @property
     def is_settled(self) -> bool:
         """Whether no child is on its way up or down, as one is not that waits for what is down."""
         on_no_way = (child.is_settled or child.state == "waiting" for child in self.children.values())

@@ -107,7 +107,7 @@ class Appliance:
             self._root._wait_until_up()
         except ValueError:
             return  # it has ended
-        if self._root._machine.outcome is None:
+        if not self._root._machine._is_ending:
             self._words.put(_UP)
 
     def _load_again(self) -> None:

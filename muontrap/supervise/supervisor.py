@@ -363,7 +363,8 @@ class Supervisor:
         machine = self._machine
         # One that comes and goes counts as well: else with a few of these it would never be so.
         were_up = (name in self._was_ready or child.is_settled for name, child in machine.children.items())
-        if not self._is_up and (machine.is_settled or machine.outcome is not None or all(were_up)):
+        is_up = not machine.is_ending and (machine.is_settled or all(were_up))
+        if not self._is_up and (is_up or machine.outcome is not None):
             self._is_up = True
             if self.supervisor and machine.outcome is None:
                 self.supervisor._has_become_ready(self.name)
@@ -396,6 +397,9 @@ class Supervisor:
 
     def _add(self, child: Daemon | Supervisor) -> None:
         self._adopt(child)
+        if self._machine.outcome is not None:  # a group that is stopped, or at its end
+            self._machine = self._try(self._new_machine, child)
+            return
         self._try(lambda: self._machine.add(child._child_state), child)
         self._due()
 

@@ -15,9 +15,10 @@ from hostlib import GRACE, Any, hear, muontrap, say, time
 from reading import KEPT, RUN_INTO, WAYS, gives_lines
 
 FULL = os.environ.get("MUONTRAP_FULL") == "1"
-TIMES = 250 if FULL else 3  # for each of four choices of streams
-ZEROS = 2**31 if FULL else 2**26
-TEXT = 2**30 if FULL else 2**25
+FEW = os.environ.get("MUONTRAP_TEST_PAIRS") == "few"
+TIMES = 250 if FULL else 1 if FEW else 3  # for each of four choices of streams
+ZEROS = 2**31 if FULL else 2**23 if FEW else 2**26
+TEXT = 2**30 if FULL else 2**22 if FEW else 2**25
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800 if FULL else 60)]
 

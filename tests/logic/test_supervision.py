@@ -1144,6 +1144,7 @@ class Run(RuleBasedStateMachine):
             state = "stopping" if twin.is_asked else twin.runs or ("waiting" if twin.is_wanted else "stopped")
             assert child.state == state
             assert child.is_settled == (child.is_of_use or state == "stopped")
+        assert self.machine.is_ending == self.is_ending
         assert self.given_up == self.gave_up
         assert self.machine.is_settled == all(
             not self.may_start(twin) and not twin.must_go and twin.runs != "starting"

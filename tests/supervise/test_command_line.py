@@ -38,11 +38,11 @@ STUBBORN = """
 [daemon.stubborn]
 command = ["sh", "-c", "trap '' TERM; setsid sleep 1000 & echo up; while :; do sleep 1000; done"]
 ready = "output:up"
-delay_to_sigkill = 1.5
+delay_to_sigkill = 1
 """
 TALKS = """
 [daemon.talks]
-command = ["sh", "-c", "trap 'printf last; exit' TERM; printf '\\377 begun\\n'; while :; do sleep 0.02; done"]
+command = ["sh", "-c", "trap 'printf last; exit' TERM; printf '\\\\377 begun\\\\n'; while :; do sleep 0.02; done"]
 ready = "output:begun"
 delay_to_sigkill = 5
 """
@@ -150,7 +150,7 @@ def test_sigterm_ends_the_tree_in_reverse_order_with_status_0(
 ) -> None:
     running = supervise(TWO)
     assert running.end() == 0
-    arena.assert_left(())
+    arena.wait_left()
     assert running.said().splitlines() == [
         "muontrap.supervisor: db started",
         "muontrap.supervisor: db ready",
@@ -169,7 +169,7 @@ def test_sigint_while_it_starts_ends_it_too(supervise: Callable[..., Supervise],
         assert running.process.poll() is None
         time.sleep(0.01)
     assert running.end(signal.SIGINT) == 0
-    arena.assert_left(())
+    arena.wait_left()
     assert running.told() == "STOPPING=1"
     assert not running.has_told()  # that it is ready
 
@@ -179,7 +179,7 @@ def test_sigkill_of_it_leaves_nothing(supervise: Callable[..., Supervise], arena
     while len(arena.named("sleep")) < 4:
         assert running.process.poll() is None
     assert running.end(signal.SIGKILL) == -signal.SIGKILL
-    arena.wait_left(bound=1.5 + BOUND)
+    arena.wait_left(bound=1 + BOUND)
 
 
 def test_a_second_sigterm_leaves_at_once_and_the_guard_ends_the_rest(
@@ -193,7 +193,7 @@ def test_a_second_sigterm_leaves_at_once_and_the_guard_ends_the_rest(
     assert running.children()["stubborn"]["state"] == "stopping"
     assert running.end() == 128 + signal.SIGTERM
     assert is_alive(stubborn)
-    arena.wait_left(bound=1.5 + BOUND)
+    arena.wait_left(bound=1 + BOUND)
 
 
 def test_giving_up_ends_it_with_status_1_and_the_story(
@@ -213,7 +213,7 @@ def test_giving_up_ends_it_with_status_1_and_the_story(
         ready=False,
     )
     assert running.process.wait(4 * BOUND) == 1
-    arena.assert_left(())
+    arena.wait_left()
     assert running.said().endswith(
         """\
 muontrap: supervisor: bad: more than 1 restarts in 5 s, last: exit status 3
@@ -335,7 +335,7 @@ def test_sighup_changes_only_what_has_changed(supervise: Callable[..., Supervise
     assert gone
     assert not is_alive(gone)
     assert running.end() == 0
-    arena.assert_left(())
+    arena.wait_left()
 
 
 def test_sighup_with_a_file_that_is_not_right_changes_nothing(supervise: Callable[..., Supervise]) -> None:
@@ -402,7 +402,7 @@ def test_a_file_that_is_not_right_starts_nothing(
     else:
         running = supervise(text, ready=False)
         status, said = running.process.wait(4 * BOUND), running.said()
-    arena.assert_left(())
+    arena.wait_left()
     assert status == 2
     assert message.format(file=arena.folder / "tree.toml") in said
     assert "muontrap.supervisor" not in said

@@ -335,7 +335,7 @@ def test_what_is_wrong_has_its_line(file: Path, text: str, line: int, message: s
         ("stdio_window = 0", "stdio_window must be from 1"),
         ("max_line = 'long'", "max_line must be an integer"),
         ("inactivity_timeout = 0", "inactivity_timeout must be more than 0 s"),
-        ("recent_output = 0\ninactivity_timeout = 9", "inactivity_timeout needs its output"),
+        ("recent_output = 0\ninactivity_timeout = 9", "inactivity_timeout=9.0 needs its output"),
         ("encoding = 'utf-9'", "unknown encoding: utf-9"),
         ("errors = 'ignored'", "unknown error handler name 'ignored'"),
         ("cwd = 3", "cwd must be a string"),

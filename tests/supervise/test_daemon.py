@@ -23,6 +23,11 @@ def messages(caplog: pytest.LogCaptureFixture, name: str) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == name]
 
 
+def wait_for_the_end_of(daemon: Daemon) -> None:
+    assert daemon.supervisor
+    assert daemon.supervisor.wait(2 * BOUND)
+
+
 # --- By itself
 
 
@@ -46,19 +51,21 @@ def test_a_daemon_by_itself_is_started_again_and_its_failure_is_the_blocks() -> 
             if event.kind == "ready":
                 break
         assert daemon.statistics().restarts == 1
-    with pytest.raises(SupervisorFailed, match="more than 3 restarts"):
-        with Daemon(sh("exit 1"), backoff=AT_ONCE) as daemon:
-            assert daemon.supervisor
-            daemon.supervisor.wait(2 * BOUND)
+    daemon = Daemon(sh("exit 1"), backoff=AT_ONCE)
+    with pytest.raises(SupervisorFailed, match="more than 3 restarts"), daemon:
+        wait_for_the_end_of(daemon)
     assert daemon.supervisor is None
 
 
 def test_an_exception_of_the_block_is_not_replaced_by_the_daemons_failure() -> None:
-    with pytest.raises(ZeroDivisionError), Daemon(sh("exit 1"), backoff=AT_ONCE) as daemon:
-        assert daemon.supervisor
-        with pytest.raises(SupervisorFailed):
-            daemon.supervisor.wait(2 * BOUND)
-        raise ZeroDivisionError
+    def block() -> None:
+        with Daemon(sh("exit 1"), backoff=AT_ONCE) as daemon:
+            with pytest.raises(SupervisorFailed):
+                wait_for_the_end_of(daemon)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        block()
 
 
 # --- What it says of itself
@@ -216,8 +223,7 @@ def test_a_function_may_say_what_an_end_means() -> None:
     assert [result.returncode for result in told] == [75]
     daemon = Daemon(sh("exit 0"), exit_status_to_reason=judge, backoff=AT_ONCE)
     with pytest.raises(SupervisorFailed, match="came back with 0"), daemon:
-        assert daemon.supervisor
-        daemon.supervisor.wait(2 * BOUND)
+        wait_for_the_end_of(daemon)
 
 
 def test_a_function_that_can_not_say_is_a_failure_that_says_so() -> None:

@@ -168,7 +168,6 @@ def test_a_daemon_that_stops_feeding_its_watchdog_is_ended_and_started_again() -
         exited = recorder.wait("exited", "d")
         recorder.wait("restarted", "d")
     assert exited.why == "watchdog: silent for 0.4 s"
-    assert exited.when - recorder.wait("ready", "d").when > 0.0
     assert exited.when - recorder.of("ready", "d")[0].when >= 0.9
 
 
@@ -223,7 +222,6 @@ def test_a_daemon_starts_when_what_it_waits_for_is_there(kind: str, tmp_path: Pa
 
 
 def test_a_function_is_waited_for_in_a_thread_of_its_own() -> None:
-    recorder = Recorder()
     released = threading.Event()
     threads = []
 
@@ -239,7 +237,6 @@ def test_a_function_is_waited_for_in_a_thread_of_its_own() -> None:
         tree.start_child("d")
         assert tree.child("d").os_pid
     assert threads == ["muontrap-wait-d"]
-    assert recorder.words() == []
 
 
 def test_a_function_that_takes_an_event_learns_of_the_stop() -> None:
