@@ -126,10 +126,10 @@ def supervise(way: str, count: int, seconds: float) -> None:
             if said[b"spawned: "] == count:
                 found.setdefault("spawned", time.perf_counter() - begin)
         found["start"] = time.perf_counter() - begin
+        time.sleep(1)  # also for the kernel, which says that `execve` is done before it has changed the name
         names = {pid: Path(f"/proc/{pid}/comm").read_text().strip() for pid in descendants(os.getpid())}
         assert Counter(names.values())[COMMAND[0]] == count, "not all run"
         pids = [pid for pid, name in names.items() if name != COMMAND[0]]
-        time.sleep(1)
         spent = cpu(pids)
         time.sleep(seconds)
         found |= {"cpu": (cpu(pids) - spent) / seconds, "memory": pss(pids)}

@@ -818,6 +818,24 @@ def test_a_process_that_is_dropped_while_its_callback_blocks(blockers: list[Bloc
     blockers[0].released.set()
 
 
+def test_a_finalizer_waits_for_no_lock() -> None:
+    """It may run in a thread that has a lock which the holder of the pump's lock waits for."""
+    processes = [STAYS.launch(on_stdout=lambda _: None)]
+    pidfd = os.pidfd_open(processes[0].pid)
+
+    def drop() -> None:
+        with pytest.warns(ResourceWarning, match="still runs"):
+            processes.clear()
+
+    dropper = threading.Thread(target=drop)
+    with muontrap.host.pump._pump.lock:
+        dropper.start()
+        dropper.join(BOUND)
+        assert not dropper.is_alive()
+    assert wait_readable([pidfd], time.monotonic() + BOUND)
+    os.close(pidfd)
+
+
 def test_what_is_over_is_not_kept() -> None:
     """Not by a deadline that is far away either, while others are served."""
     with STAYS.launch(on_stdout=lambda _: None):

@@ -301,8 +301,12 @@ class Pump:
             os.eventfd_write(self._wakeup, 1)
 
     def _see_to_left(self) -> None:
-        while self._left:
-            self._left.popleft()()
+        while True:
+            try:
+                close = self._left.popleft()
+            except IndexError:  # another thread looks as well
+                return
+            close()
 
     def close(self) -> None:
         """Let go of the descriptors, in a forked child."""

@@ -86,6 +86,8 @@ def _has_ended(command: Command, status: Status, poll: select.poll, *, came: boo
         deadline = patience.deadline if patience else None
         until = status.sooner(now if came else deadline)
         events = poll.poll(poll_ms(None if until is None else until - time.monotonic()))
+        if status.is_closed:
+            raise _closed(status)
         if any(fd == status.fileno() for fd, _ in events) and status.has_ended():
             return True
         if came or any(fd != status.fileno() for fd, _ in events):

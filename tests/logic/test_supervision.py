@@ -301,6 +301,8 @@ def test_one_cause_is_counted_once() -> None:
     play.machine.exited("c", "guard died", play.now, is_counted=False)
     assert play.machine.actions(play.now) == [("start", "a"), ("start", "b"), ("start", "c")]
     assert play.tell("fails: c") == "start c"
+    play.machine.exited("a", "guard died", play.now, is_counted=False)
+    assert play.machine.actions(play.now) == [("start", "a")]
     assert play.tell("fails: c") == "stop b, stop a"
 
 
@@ -1187,7 +1189,7 @@ class Run(RuleBasedStateMachine):
 
 
 TestRun = Run.TestCase
-TestRun.settings = settings(max_examples=2 * settings.default.max_examples)
+TestRun.settings = settings(max_examples=3 * settings.default.max_examples)
 
 
 @pytest.mark.parametrize("shape", ["nobody depends", "each depends on the one before", "all depend on one"])

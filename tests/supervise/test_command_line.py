@@ -40,9 +40,9 @@ command = ["sh", "-c", "trap '' TERM; setsid sleep 1000 & echo up; while :; do s
 ready = "output:up"
 delay_to_sigkill = 1
 """
-TALKS = """
+TALKS = r"""
 [daemon.talks]
-command = ["sh", "-c", "trap 'printf last; exit' TERM; printf '\\\\377 begun\\\\n'; while :; do sleep 0.02; done"]
+command = ["sh", "-c", "trap 'printf last; exit' TERM; printf '\\377 begun\\n'; while :; do sleep .1; done"]
 ready = "output:begun"
 delay_to_sigkill = 5
 """
@@ -462,6 +462,14 @@ def test_a_name_is_looked_for_in_the_usual_place() -> None:
 
 
 # --- What can be asked
+
+
+def test_every_option_is_documented() -> None:
+    text = (REPOSITORY / "docs" / "reference" / "command-line.md").read_text()
+    for command in "supervise", "status", "start", "stop", "restart", "logs":
+        assert f"muontrap {command}" in text
+        for option in re.findall(r"--[a-z]+", cli(command, "--help").stdout):
+            assert option == "--help" or f"`{option}" in text
 
 
 def test_status_start_stop_and_restart(supervise: Callable[..., Supervise]) -> None:
