@@ -302,7 +302,6 @@ class Supervisor:
             return
         self._machine.ready(name, time.monotonic())
         self._was_ready.add(name)
-        self._answer()  # it may not be so for long
         self._tell("ready", name)
         self._due()
 
@@ -368,23 +367,18 @@ class Supervisor:
             self._is_up = True
             if self.supervisor and machine.outcome is None:
                 self.supervisor._has_become_ready(self.name)
-        self._answer()
+        waiting, self._waiters = self._waiters, []
+        for condition, future in waiting:
+            if machine.outcome is not None or condition():
+                future.set_result(None)
+            else:
+                self._waiters.append((condition, future))
         if machine.outcome is not None:
             if not self.supervisor:
                 tree.end(machine.outcome, list(machine.story))
             elif self._child_state.is_there:
                 why = "stopped" if self._child_state.state == "stopping" else "success"
                 self.supervisor._has_exited(self.name, machine.outcome, machine.outcome or why)
-
-    def _answer(self) -> None:
-        """Let those go on who wait for what has become true."""
-        ended = self._machine.outcome is not None
-        waiting, self._waiters = self._waiters, []
-        for condition, future in waiting:
-            if ended or condition():
-                future.set_result(None)
-            else:
-                self._waiters.append((condition, future))
 
     def _until(self, condition: Callable[[], bool]) -> Future[None]:
         future: Future[None] = Future()
@@ -541,6 +535,8 @@ class _Tree:
 
     def __init__(self, root: Supervisor) -> None:
         self.loop = asyncio.new_event_loop()
+        # Of no use to who debugs a loop of his own: a guard's start takes longer than it likes to see.
+        self.loop.set_debug(False)
         self.listeners: list[queue.SimpleQueue[SupervisorEvent | None]] = []
         self.ended = threading.Event()
         self.failure = ""

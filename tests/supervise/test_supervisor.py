@@ -633,6 +633,22 @@ def test_no_thread_is_left_and_one_was_enough() -> None:
     assert set(threading.enumerate()) <= before
 
 
+def test_what_says_that_it_is_ready_as_it_is_stopped_is_not(tmp_path: Path) -> None:
+    recorder = Recorder()
+    script = f"trap 'echo up; exit' TERM; touch {tmp_path}/on; while :; do sleep 0.01; done"
+    daemons = [
+        Daemon(sh(script), name="late", ready="output:up", delay_to_sigkill=BOUND),
+        Daemon(STAYS, name="witness", wait_for=f"file:{tmp_path}/on"),
+    ]
+    tree = Supervisor(daemons, on_event=recorder)
+    with pytest.raises(TimeoutError):
+        tree.start(timeout=0)
+    recorder.wait("ready", "witness")
+    tree.stop()
+    assert recorder.of("ready", "late") == []
+    assert daemons[0].recent() == b"up\n"
+
+
 def test_a_start_does_not_wait_for_all_to_be_ready_at_the_same_time() -> None:
     flaps = Daemon(sh("exit 1"), name="flaps", backoff=Backoff(1000))
     slow = Daemon(sh("sleep 0.3; echo up; exec sleep 1000"), name="slow", ready="output:up")
