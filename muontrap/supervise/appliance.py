@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import queue
 import signal
 import socket
 import threading
@@ -22,8 +21,8 @@ if TYPE_CHECKING:
     from muontrap.supervise.control import Control
     from muontrap.supervise.supervisor import Supervisor
 
-# A word from a thread, or the number of a signal.
-_UP, _OVER = -1, -2
+# Words from threads, beside the numbers of signals.
+_UP, _OVER = 254, 255
 
 
 class Appliance:
@@ -45,7 +44,8 @@ class Appliance:
         self._control = control
         self._reload = reload
         self._say = say
-        self._words: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._reading, self._writing = os.pipe()
+        os.set_blocking(self._writing, False)
         self._failure: SupervisorFailed | None = None
         self._is_up = False
         self._is_stopping = False
@@ -53,12 +53,14 @@ class Appliance:
 
     def run(self) -> int:
         """Return the exit status: 0 when it ended as it was asked to, 1 when it failed, 128 + a signal."""
+        # Not a queue: a signal that comes just before a lock is waited for does not end that wait.
+        signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
         asked = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
         for signum in [*asked, signal.SIGCHLD] if os.getpid() == 1 else asked:
-            signal.signal(signum, lambda number, _: self._words.put(number))
+            signal.signal(signum, lambda *_: None)
         self._start()
         while True:
-            word = self._words.get()
+            word = os.read(self._reading, 1)[0]
             if word == _UP:
                 self._is_up = True
                 if not self._is_stopping:
@@ -100,7 +102,7 @@ class Appliance:
         except SupervisorFailed as error:
             self._failure = error
         finally:
-            self._words.put(_OVER)
+            os.write(self._writing, bytes([_OVER]))
 
     def _tell_when_up(self) -> None:
         try:
@@ -108,7 +110,7 @@ class Appliance:
         except ValueError:
             return  # it has ended
         if not self._root._machine._is_ending:
-            self._words.put(_UP)
+            os.write(self._writing, bytes([_UP]))
 
     def _load_again(self) -> None:
         with self._loading:  # one after the other: each begins where the one before has ended

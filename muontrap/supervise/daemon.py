@@ -567,15 +567,15 @@ class _Output:
                 self._line(line)
 
     def _line(self, line: str) -> None:
-        if self._pattern and self._pattern.search(line):
-            self._pattern = None
-            self._run._loop.call_soon_threadsafe(self._run._has_matched.set)
         if self._log:
             try:
                 self._log(line)
             except Exception:  # of log_transform: its output is read on, or it would block
                 self._log = None
                 _logger.exception("%s: this run's output is logged no more", self._daemon.name)
+        if self._pattern and self._pattern.search(line):
+            self._pattern = None
+            self._run._loop.call_soon_threadsafe(self._run._has_matched.set)
 
 
 def check_child(name: object, backoff: object) -> None:

@@ -1,4 +1,4 @@
-"""Waits until something writes into the FIFO $1, then shows itself ready: as its kind $2 says, at $3."""
+"""Waits until somebody opens the FIFO $1 for writing, then shows itself ready: as its kind $2 says, at $3."""
 
 import os
 import socket
