@@ -842,9 +842,10 @@ def test_what_is_over_is_not_kept() -> None:
         launcher = Launcher(["echo", "x"], inactivity_timeout=1000)
         with launcher.launch(on_stdout=lambda _: None) as process:
             process.wait(BOUND)
-        reader = weakref.ref(process.reader)
+        gone = threading.Event()
+        weakref.finalize(process.reader, gone.set)
         del process
-        assert reader() is None
+        assert gone.wait(BOUND)
 
 
 # --- Many

@@ -316,7 +316,7 @@ class Supervisor:
         self._tell("exited", name, why or failure)
         child = self._machine.children[name]
         self._machine.exited(name, failure, time.monotonic(), is_counted=counted)
-        if child.ending == "failed":
+        if child.ending == "failed" and child.restart != "temporary":
             self._tell("gave-up", name, failure)
         if child.is_removed:
             self._let_go_of(name)
