@@ -108,6 +108,14 @@ def read(launcher: Launcher, way: str) -> tuple[bytes, Any]:
 
 
 @windows
+def test_a_character_that_max_output_cuts_is_left_out() -> None:
+    command = ["printf", "a\\303\\244b"]
+    found = muontrap.run(
+        command, capture_output=True, encoding="utf-8", max_output=2, max_output_policy="drop"
+    )
+    assert (found.stdout, found.dropped) == ("a", 2)
+
+
 def test_a_list_gets_the_lines(deliver: Callable[..., None], window: int | None) -> None:
     lines: list[bytes] = []
     deliver(printing(DATA), lines, stdio_window=window)

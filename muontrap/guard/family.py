@@ -138,6 +138,8 @@ class Family:
         strike(roots)
         found = roots + descendants(roots)
         seen = {held.pid for held in found}
+        if main_is_dead:
+            seen.add(main.pid)  # known to be so before the list was made: no reason for another
         tagged = self._tagged(number) if main_is_dead else self._reader.scan(self._guard_id, number)
         for held in tagged + (group.members() if group else []):
             if held.pid in seen:

@@ -238,7 +238,8 @@ class Guard:
             self._executed(command)
         if not command.is_gone:
             self._listen(main.fd, lambda: self._main_exited(command))
-            self._listen(request.status.fileno(), lambda: self._hear(command, request.status))
+            status = request.status  # and not the request, which has a whole environment
+            self._listen(status.fileno(), lambda: self._hear(command, status))
             if placed and placed.oom_kills:
                 self._listen(placed.oom_kills.fd, lambda: self._out_of_memory(command))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import select
@@ -182,7 +183,11 @@ class Exchange:
     def _decode(self, data: bytes | None) -> str | None:
         if data is None:
             return None
-        return data.decode(*codec(self._command)).replace("\r\n", "\n").replace("\r", "\n")
+        encoding, errors = codec(self._command)
+        # `max_output` may have cut a character: that is left out.
+        is_whole = not (self._cap and self._cap.is_exceeded)
+        text = codecs.getincrementaldecoder(encoding)(errors).decode(data, is_whole)
+        return text.replace("\r\n", "\n").replace("\r", "\n")
 
     def _read(self, fd: int, size: int) -> int:
         data = os.read(fd, size)

@@ -641,6 +641,9 @@ def _kill_silent_guard(process: Process) -> None:
 
 async def _bounded(waiting: Any, seconds: float | None) -> bool:
     """Wait at most so long; return whether it came."""
+    if seconds is None:  # no timer, and no task of its own
+        await waiting
+        return True
     try:
         await asyncio.wait_for(waiting, seconds)
     except asyncio.TimeoutError:
