@@ -104,10 +104,9 @@ def read(launcher: Launcher, way: str) -> tuple[bytes, Any]:
         return file.getvalue(), process.result
 
 
-# --- Lists and callables
+# --- Captured
 
 
-@windows
 def test_a_character_that_max_output_cuts_is_left_out() -> None:
     command = ["printf", "a\\303\\244b"]
     found = muontrap.run(
@@ -116,6 +115,10 @@ def test_a_character_that_max_output_cuts_is_left_out() -> None:
     assert (found.stdout, found.dropped) == ("a", 2)
 
 
+# --- Lists and callables
+
+
+@windows
 def test_a_list_gets_the_lines(deliver: Callable[..., None], window: int | None) -> None:
     lines: list[bytes] = []
     deliver(printing(DATA), lines, stdio_window=window)
