@@ -347,7 +347,7 @@ class Process:
         """End a command whose time is over, and say so within the bound."""
         delay = self._command.delay_to_sigkill
         self._status.ask(delay, b"timeout")
-        ended = wait(time.monotonic() + delay + _END_BOUND)
+        ended = wait(time.monotonic() + delay + _END_BOUND) or self._status.wait(0)
         so_far = self._exchange.so_far() if self._exchange else (None, None)
         error = TimeoutExpired(self.args, timeout or 0.0, *so_far, self.result)
         if not ended:

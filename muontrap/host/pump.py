@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import operator
 import os
 import select
 import sys
@@ -65,7 +66,7 @@ class Reader:
         try:
             self._pump.add(self, [status.fileno(), *self._sinks])
         except BaseException:
-            os.close(self._done)
+            self.close()
             raise
         self._expect()
 
@@ -82,6 +83,7 @@ class Reader:
         """
         if not self._explicit:
             raise ValueError("bytes are handled when the callback returns: explicit_ack=True was not given")
+        count = operator.index(count)
         with self._pump.lock:
             self._window.handled(count)
             if self._is_paused:
@@ -163,6 +165,8 @@ class Reader:
         except (GuardDied, OSError):
             pass  # who waits for the command is told
         with self._pump.lock:
+            if self._is_over:
+                return  # closed meanwhile: the descriptors' numbers may be another's
             self._pump.remove([self._status.fileno()])
             self._left = {fd: left_in(fd) for fd in self._sinks}
             if not self._left:
@@ -189,6 +193,8 @@ class Reader:
         if data:
             sink.take(data)
         with self._pump.lock:
+            if self._is_over:
+                return
             if data and not self._explicit:
                 self._window.handled(len(data))
             if self._left is not None:
@@ -213,12 +219,16 @@ class Reader:
             return  # closed meanwhile
         sink.finish()
         with self._pump.lock:
+            if self._is_over:
+                return
             self._pump.remove([fd])
             self._sinks.pop(fd, None)
             if not self._sinks and self._left is not None:
                 self._end()
 
     def _end(self) -> None:
+        if self._is_over:
+            return
         self._pump.remove([self._status.fileno(), *self._sinks])
         self._sinks = {}
         self._is_paused = False
@@ -264,9 +274,9 @@ class Pump:
                 self._see_to_second()
             self._open.add(reader)
             for fd in fds:
-                self._readers[fd] = reader
                 if reader not in self._blocked:
                     self._epoll.register(fd, select.EPOLLIN)
+                self._readers[fd] = reader
 
     def expect(self, reader: Reader) -> None:
         """Wake up at the reader's deadline, which may move until then."""
