@@ -108,8 +108,6 @@ class Exchange:
                 sink.tick = tick
 
     def _move(self, deadline: float | None) -> bool:
-        if self._patience:
-            self._patience.restart(time.monotonic())
         word = self._status.fileno()
         poll = poll_for([word, *self._open])
         stdin = self._pipes.fds[0] if self._input else None

@@ -299,6 +299,9 @@ class Pump:
         """Do without this reader, which is done; without any, the threads end."""
         with self.lock:
             self._open.discard(reader)
+            if len(self._deadlines) > 2 * len(self._open) + 64:  # most are of readers that are done
+                self._deadlines = [each for each in self._deadlines if each[2]() in self._open]
+                heapq.heapify(self._deadlines)
             if not self._open:
                 os.eventfd_write(self._wakeup, 1)
 
