@@ -510,7 +510,7 @@ def test_events_come_to_iterators_until_the_tree_has_ended() -> None:
 
 def test_events_are_logged_with_a_level_that_fits(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "muontrap.supervisor")
-    group = Supervisor([Daemon(sh("exit 3"), name="d", restart="temporary")], name="group")
+    group = Supervisor([Daemon(sh("exit 3"), name="d")], name="group", max_restarts=0, on_give_up="ignore")
     recorder = Recorder()
     with Supervisor([group], on_event=recorder):
         recorder.wait("gave-up", "group/d")
