@@ -70,6 +70,9 @@ def main(host_pid: int, thread: int, check_privileges: bool) -> None:
     places, tell = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     watch_pid = os.getpid()
     process.set_name(b"muontrap-watch")
+    # Each collection writes to all that it looks at: watch, guard and forked children share those pages.
+    gc.collect()
+    gc.freeze()
     guard_pid = os.fork()
     if guard_pid:
         os.close(_REQUESTS)  # held here too, it would hide the guard's death from the host
@@ -95,8 +98,6 @@ def main(host_pid: int, thread: int, check_privileges: bool) -> None:
         environment=variables,
         placer=Placer(lambda directory: note(tell, directory)),
     )
-    gc.collect()
-    gc.freeze()  # a fork then copies fewer pages
     own = process.pidfd_open(os.getpid())
     width = reader.format.width if reader.format else 0
     hello = Hello(guard_id=guard_id, guard_pid=os.getpid(), watch_pid=watch_pid, tag_width=width)
