@@ -58,6 +58,9 @@ int setresuid(unsigned int ruid, unsigned int euid, unsigned int suid);
 int setresgid(unsigned int rgid, unsigned int egid, unsigned int sgid);
 int setgroups(size_t size, const unsigned int *list);
 
+/* execve(2) */
+int execve(const char *path, char *const argv[], char *const envp[]);
+
 /* statfs(2): only f_type, the first word, is read */
 int statfs(const char *path, void *buf);
 """

@@ -21,7 +21,7 @@ from muontrap.guard.asker import Asker
 from muontrap.guard.loop import Guard
 from muontrap.guard.placement import Placer
 from muontrap.guard.watch import Watch
-from muontrap.kernel import process
+from muontrap.kernel import process, signals
 from muontrap.logic.wire import MARKER, Hello
 
 _REQUESTS, _HOST = 3, 4
@@ -55,6 +55,8 @@ def main(host_pid: int, thread: int, check_privileges: bool) -> None:
             except OSError:
                 pass  # the listing's own descriptor
     process.close_on_exec_from(0)
+    # What CPython ignores or handles would be so in commands too; here all are blocked.
+    signals.set_default(signals.not_default())
     os.set_blocking(2, False)
     if os.fork():
         os._exit(0)  # the host reaps this one at once, and has no child that lasts

@@ -1,6 +1,7 @@
 """Starting a command by `fork`: the steps that have to be done in the child itself.
 
-Nothing is imported, and little allocated, between `fork` and `execve`.
+Between `fork` and `execve` nothing is imported, and as little as can be is written to: each page
+that the child touches first is copied, which takes longer than what is done there.
 """
 
 from __future__ import annotations
@@ -8,39 +9,37 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import resource
 import select
 
-from muontrap.guard.spawn import SIGNALS, StepFailed, first_that_runs
+from muontrap.guard.spawn import StepFailed, first_that_runs
 from muontrap.kernel import identity, process, signals, sockets
-from muontrap.logic.steps import in_order, moves
+from muontrap.logic.steps import in_order
 from muontrap.logic.wire import Failed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import NoReturn
 
     from muontrap.containment.groups import Group
+    from muontrap.guard.spawn import Assumed
     from muontrap.logic.wire import Launch
 
-    Limits = tuple[int, int]
     Entrances = Sequence[tuple[str, int]]  # paths of cgroup.procs, opened
     Action = tuple[str, Callable[..., object], Sequence[object]]
 
 
 # One whose program is on a file system that does not answer must not hold up the others' ends.
 _EXECUTE_MS = 3
+# `Assumed` sees to these.
+_ASSUMED = ("umask",)
 
 
-def fork(
-    launch: Launch, directory: int, sources: Sequence[int], limits: Limits, group: Group | None
-) -> tuple[int, int]:
+def fork(launch: Launch, assumed: Assumed, group: Group | None) -> tuple[int, int]:
     """Fork the command's first process; return (pid, pipe).
 
-    The pipe, not blocking, gives a `Failed` record, or end of file when `execve` is done.  The tag is
-    the caller's to put on; `limits` are those of descriptors, which the guard has raised for itself;
-    `group` is the command's cgroup, which the child joins.
-    Raises `StepFailed` when there is no process to be had.
+    The pipe, not blocking, gives a `Failed` record, or end of file when `execve` is done.  `group` is
+    the command's cgroup, which the child joins.  Raises `StepFailed` when there is no process to be had.
     """
     try:
         entrances = group.entrances() if group else []
@@ -51,13 +50,17 @@ def fork(
     try:
         reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         opened += reading, writing
-        plan = _plan(launch, directory, sources, limits, entrances, group)
-        highest = max(launch.targets, default=2)
-        step = "fork"
-        # Not clone3(2), which could give it birth in its cgroup: F42.
-        pid = os.fork()
-        if pid == 0:
-            _become(plan, launch, writing, highest)
+        # Above all targets: none of them may overwrite it.
+        errors = fcntl.fcntl(writing, fcntl.F_DUPFD_CLOEXEC, max(launch.targets, default=2) + 1)
+        opened.append(errors)
+        process.close_on_exec_from(0)  # all are by now, or a line of ours is wrong
+        with assumed as sources:
+            plan = _plan(launch, sources, entrances, group)
+            step = "fork"
+            # Not clone3(2), which could give it birth in its cgroup: F42.
+            pid = os.fork()
+            if pid == 0:
+                _become(plan, errors)
         opened.remove(reading)
     except OSError as error:
         raise StepFailed(error.errno or 0, step) from error
@@ -70,48 +73,35 @@ def fork(
     return pid, reading
 
 
-def _plan(
-    launch: Launch,
-    directory: int,
-    sources: Sequence[int],
-    limits: Limits,
-    entrances: Entrances,
-    group: Group | None,
-) -> list[Action]:
+def _plan(launch: Launch, sources: Sequence[int], entrances: Entrances, group: Group | None) -> list[Action]:
     """Return what the child does, in order: all that can be is worked out before there is a child."""
     special: dict[str, Callable[..., object]] = {
         "join": lambda: _join(entrances),
-        "chdir": lambda: os.fchdir(directory),
         "descriptors": lambda: _place(places),
         "pdeathsig": lambda signum: _arm(signum, guard),
     }
     guard = os.getpid()
-    places = list(zip(moves(launch.targets, sources), launch.targets, strict=True))
-    steps = in_order([*launch.steps, ("chdir", ()), ("descriptors", ())])
+    places = list(zip(sources, launch.targets, strict=True))
+    steps = in_order([step for step in launch.steps if step[0] not in _ASSUMED] + [("descriptors", ())])
+    argv = process.c_strings(launch.argv)
+    env = process.c_strings([b"%b=%b" % variable for variable in launch.env.items()])
     # Its locks are the guard's.
     locks: list[Action] = [("join", group.close, ())] if group else []
-    first: list[Action] = [
-        *locks,
-        ("descriptors", process.close_on_exec_from, (0,)),
-        ("rlimit", resource.setrlimit, (resource.RLIMIT_NOFILE, limits)),
-        # A child of the guard is not dumpable either, and then may not write to /proc/self.
-        ("dumpable", process.set_dumpable, (True,)),
-    ]
     todo = [(name, special.get(name) or _PERFORM[name], numbers) for name, numbers in steps]
-    return [*first, *todo, ("signals", signals.reset, (SIGNALS,))]
+    last: list[Action] = [
+        ("signals", signals.unblock, ()),
+        ("execve", first_that_runs, (launch, lambda path: process.execve(path, argv, env))),
+    ]
+    return [*locks, *todo, *last]
 
 
-def _become(plan: list[Action], launch: Launch, errors: int, highest: int) -> None:
-    """Perform the plan in the child; never return."""
-    step = "descriptors"
+def _become(plan: list[Action], errors: int) -> NoReturn:
+    """Perform the plan in the child."""
+    step = ""
     try:
-        # Above all targets: none of them may overwrite it.
-        errors = fcntl.fcntl(errors, fcntl.F_DUPFD_CLOEXEC, highest + 1)
         for name, action, arguments in plan:
             step = name
             action(*arguments)
-        step = "execve"
-        first_that_runs(launch, lambda path: os.execve(path, launch.argv, launch.env))
     except BaseException as error:
         # All of them, for the pipe's end without a record would mean that `execve` has succeeded.
         code = getattr(error, "errno", None) or errno.EPROTO
@@ -129,16 +119,14 @@ def _join(entrances: Entrances) -> None:
             raise OSError(error.errno, error.strerror, path) from None
 
 
-def _place(places: Sequence[tuple[tuple[int, int], int]]) -> None:
-    moved = [
-        (fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, above) if above >= 0 else source, target)
-        for (source, above), target in places
-    ]
-    for source, target in moved:
+def _place(places: Sequence[tuple[int, int]]) -> None:
+    for source, target in places:
         os.dup2(source, target)
 
 
 def _set_oom_score_adj(value: int) -> None:
+    # A child of the guard is not dumpable either, and then may not write to /proc/self.
+    process.set_dumpable(True)
     fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
     os.write(fd, b"%d" % value)
     os.close(fd)
@@ -179,7 +167,6 @@ _PERFORM: dict[str, Callable[..., object]] = {
     "nice": lambda value: os.setpriority(os.PRIO_PROCESS, 0, value),
     "cpu_affinity": lambda *cpus: os.sched_setaffinity(0, cpus),
     "oom_score_adj": _set_oom_score_adj,
-    "umask": os.umask,
     # Not resource.setrlimit, whose ValueError keeps no errno; -1 is infinity there, all bits are here.
     "rlimit": lambda which, soft, hard: process.set_limit(which, soft & _ALL_BITS, hard & _ALL_BITS),
     "setgroups": _set_groups,

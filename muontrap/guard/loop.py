@@ -17,7 +17,7 @@ from muontrap.guard.child import fork
 from muontrap.guard.commands import Command
 from muontrap.guard.family import Family
 from muontrap.guard.priority import raise_priority, restore_priority
-from muontrap.guard.spawn import StepFailed, spawn
+from muontrap.guard.spawn import Assumed, StepFailed, spawn
 from muontrap.kernel import process, signals, sockets
 from muontrap.logic.wire import Failed, decode
 
@@ -68,9 +68,9 @@ class Guard:
         self._placer = placer
         self._litter: list[Group] = []
         self._environment = environment
-        self._own_limit = process.get_limit(0, process.RLIMIT_LOCKS)
-        self._limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (self._limits[1], self._limits[1]))
+        self._locks = resource.getrlimit(process.RLIMIT_LOCKS)
+        self._files = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (self._files[1], self._files[1]))
         self._signals = signals.open_signalfd(signals.SIGCHLD)
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[], None]] = {}
@@ -248,12 +248,12 @@ class Guard:
     ) -> tuple[Held, int | None]:
         """Make the command's first process, in one way or the other."""
         tag = self._tags.encode(self._guard_id, number) if self._tags else None
-        sources, directory = request.sources, request.directory
+        assumed = Assumed(
+            launch, request.directory, request.sources, files=self._files, locks=self._locks, tag=tag
+        )
         if launch.spawn:
-            with _Tagged(tag, self._own_limit):
-                return self._hold(spawn(launch, directory, sources, self._limits)), None
-        with _Tagged(tag, self._own_limit):
-            pid, pipe = fork(launch, directory, sources, self._limits, placed.group if placed else None)
+            return self._hold(spawn(launch, assumed)), None
+        pid, pipe = fork(launch, assumed, placed.group if placed else None)
         return self._hold(pid), pipe
 
     def _out_of_memory(self, command: Command) -> None:
@@ -346,21 +346,3 @@ class Guard:
         self._in_hosts_session.pop(command.number, None)
         self._family.remove(command.number, spare=command.leaves_rest)
         command.main.close()
-
-
-class _Tagged:
-    """The guard wears a command's tag while it makes the first process, which so is born with it."""
-
-    __slots__ = ("_own", "_tag")
-
-    def __init__(self, tag: int | None, own: tuple[int, int]) -> None:
-        self._tag = tag
-        self._own = own
-
-    def __enter__(self) -> None:
-        if self._tag is not None:
-            process.set_limit(process.RLIMIT_LOCKS, self._tag, self._own[1])
-
-    def __exit__(self, *_: object) -> None:
-        if self._tag is not None:
-            process.set_limit(process.RLIMIT_LOCKS, *self._own)

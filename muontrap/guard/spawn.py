@@ -1,7 +1,6 @@
-"""Starting a command by `posix_spawn`: no copy of the interpreter is made.
+"""What the guard takes on itself for a command, and starting one by `posix_spawn`.
 
-What `posix_spawn` has no word for, the guard takes on itself just before, and undoes just after:
-it has one thread, so nobody else sees it.
+No copy of the interpreter is made: what `posix_spawn` has no word for, the first process inherits.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import fcntl
 import os
 import resource
 
-from muontrap.kernel.signals import not_default
+from muontrap.kernel.process import RLIMIT_LOCKS
 from muontrap.logic.steps import moves
 
 TYPE_CHECKING = False
@@ -21,9 +20,7 @@ if TYPE_CHECKING:
 
     from muontrap.logic.wire import Launch
 
-
-# Of the guard, which leaves them as CPython's start has made them.
-SIGNALS = not_default()
+    Limits = tuple[int, int]
 
 
 class StepFailed(Exception):
@@ -36,36 +33,86 @@ class StepFailed(Exception):
         self.path = path
 
 
-def spawn(launch: Launch, directory: int, sources: Sequence[int], limits: tuple[int, int]) -> int:
-    """Start the command, with `sources` as its `targets`; return its pid when `execve` is done.
+class Assumed:
+    """Directory, umask, limits and tag of a command, taken on just before and given back just after.
 
-    The tag is the caller's to put on; `limits` are those of descriptors, which the guard has raised
-    for itself.  `StepFailed` says what failed; then nothing is left.
+    The guard has one thread, so nobody else sees it; and what is done here, a forked child need not
+    do, for which each page that it writes to is copied first.  With it come the launch's sources,
+    moved out of the way of its targets.
+
+    Args:
+        files: limits of descriptors: those of the command, of which the guard has the hard one.
+        locks: the guard's own limits of RLIMIT_LOCKS; the soft one is the command's tag, unless None.
     """
-    steps = dict(launch.steps)
-    umask = os.umask(steps["umask"][0])
-    duplicates: list[int] = []
-    step = "chdir"
-    try:
-        os.fchdir(directory)
-        step = "descriptors"
-        for source, above in moves(launch.targets, sources):
-            duplicates.append(fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, above) if above >= 0 else -1)
-        moved = [new if new >= 0 else old for new, old in zip(duplicates, sources, strict=True)]
-        if limits[0] != limits[1]:
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-        step = "execve"
-        return first_that_runs(launch, lambda path: _posix_spawn(path, launch, moved, steps))
-    except (OSError, ValueError) as error:
-        raise StepFailed(getattr(error, "errno", None) or errno.EINVAL, step) from error
-    finally:
-        if limits[0] != limits[1]:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
+
+    __slots__ = ("_directory", "_duplicates", "_files", "_launch", "_locks", "_sources", "_tag", "_umask")
+
+    def __init__(
+        self,
+        launch: Launch,
+        directory: int,
+        sources: Sequence[int],
+        *,
+        files: Limits,
+        locks: Limits,
+        tag: int | None,
+    ) -> None:
+        self._launch = launch
+        self._directory = directory
+        self._sources = sources
+        self._files = files
+        self._locks = locks
+        self._tag = tag
+        self._duplicates: list[int] = []
+        self._umask = -1
+
+    def __enter__(self) -> list[int]:
+        step = "chdir"
+        try:
+            os.fchdir(self._directory)
+            step = "descriptors"
+            moved = [self._move(*move) for move in moves(self._launch.targets, self._sources)]
+            step = "umask"
+            self._umask = os.umask(dict(self._launch.steps)["umask"][0])
+            # Last, for with fewer descriptors there might be none for the lines above.
+            step = "rlimit"
+            if self._tag is not None:
+                resource.setrlimit(RLIMIT_LOCKS, (self._tag, self._locks[1]))
+            if self._files[0] != self._files[1]:
+                resource.setrlimit(resource.RLIMIT_NOFILE, self._files)
+        except OSError as error:
+            self.__exit__()
+            raise StepFailed(error.errno or 0, step) from error
+        return moved
+
+    def __exit__(self, *_: object) -> None:
+        if self._files[0] != self._files[1]:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (self._files[1], self._files[1]))
+        if self._tag is not None:
+            resource.setrlimit(RLIMIT_LOCKS, self._locks)
+        if self._umask >= 0:
+            os.umask(self._umask)
+        for fd in self._duplicates:
+            os.close(fd)
         os.chdir("/")
-        os.umask(umask)
-        for fd in duplicates:
-            if fd >= 0:
-                os.close(fd)
+
+    def _move(self, source: int, above: int) -> int:
+        if above < 0:
+            return source
+        self._duplicates.append(fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, above))
+        return self._duplicates[-1]
+
+
+def spawn(launch: Launch, assumed: Assumed) -> int:
+    """Start the command; return its pid when `execve` is done.
+
+    `StepFailed` says what failed; then nothing is left.
+    """
+    with assumed as sources:
+        try:
+            return first_that_runs(launch, lambda path: _posix_spawn(path, launch, sources))
+        except (OSError, ValueError) as error:
+            raise StepFailed(getattr(error, "errno", None) or errno.EINVAL, "execve") from error
 
 
 def first_that_runs(launch: Launch, execute: Callable[[bytes], int]) -> int:
@@ -80,10 +127,8 @@ def first_that_runs(launch: Launch, execute: Callable[[bytes], int]) -> int:
     raise refusal or FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
 
-def _posix_spawn(
-    path: bytes, launch: Launch, sources: Sequence[int], steps: dict[str, tuple[int, ...]]
-) -> int:
-    session = "setsid" in steps
+def _posix_spawn(path: bytes, launch: Launch, sources: Sequence[int]) -> int:
+    session = ("setsid", ()) in launch.steps
     group: dict[str, Any] = {} if session else {"setpgroup": 0}
     return os.posix_spawn(
         path,
@@ -92,6 +137,5 @@ def _posix_spawn(
         file_actions=[(os.POSIX_SPAWN_DUP2, *pair) for pair in zip(sources, launch.targets, strict=True)],
         setsid=session,
         setsigmask=(),
-        setsigdef=SIGNALS,
         **group,
     )

@@ -11,6 +11,7 @@ from muontrap.kernel.abi import check, libc, syscall
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
 RLIMIT_LOCKS = libc.RLIMIT_LOCKS
@@ -126,6 +127,25 @@ def get_soft_limit(pid: int, resource: int) -> int | None:
 def set_limit(resource: int, soft: int, hard: int) -> None:
     """Set a limit of the calling process. See prlimit(2)."""
     check(_prlimit(0, resource, ffi.new("struct rlimit64 *", (soft, hard)), ffi.NULL), "prlimit")
+
+
+def c_strings(strings: Sequence[bytes]) -> Any:
+    """Return what execve(2) takes for arguments or environment."""
+    # The pointers keep nothing alive: the strings do, which come with them.
+    owners = [ffi.new("char[]", string) for string in strings]
+    return ffi.new("char *[]", [*owners, ffi.NULL]), owners
+
+
+# Looked up here and not by a forked child, in which that takes longer.
+_execve = libc.execve
+
+
+def execve(path: bytes, argv: Any, env: Any) -> None:
+    """Run another program in this process; `argv` and `env` are of `c_strings`. See execve(2).
+
+    Unlike `os.execve` it allocates nothing, each page of which a forked child would have to copy.
+    """
+    check(_execve(path, argv[0], env[0]), "execve")
 
 
 def filesystem_type(path: bytes) -> int:

@@ -48,8 +48,12 @@ def not_default() -> list[int]:
     return [number for number in DEFAULTABLE if _signal.getsignal(number) is not _signal.SIG_DFL]
 
 
-def reset(signums: Iterable[int]) -> None:
-    """Give signals their default action, then unblock all, as a command expects at its start."""
+def set_default(signums: Iterable[int]) -> None:
+    """Give signals their default action, as a command expects it at its start."""
     for signum in signums:
         _signal.signal(signum, _signal.SIG_DFL)
+
+
+def unblock() -> None:
+    """Block no signal any more."""
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())

@@ -39,8 +39,8 @@ def test_signalfd_is_readable_while_a_signal_is_pending() -> None:
     assert out.split("\n") == ["False False False", "False", "True", "False", "False"]
 
 
-def test_reset() -> None:
-    """After `reset` the kernel has no signal blocked, ignored or caught; SIGINT and SIGPIPE are Python's."""
+def test_default_and_unblocked() -> None:
+    """After both the kernel has no signal blocked, ignored or caught; SIGINT and SIGPIPE are Python's."""
     out = run_python("""
         import signal
         from muontrap.kernel import signals
@@ -54,7 +54,8 @@ def test_reset() -> None:
         blocked, ignored, caught = show()
         unblockable = 1 << 8 | 1 << 18
         print(blocked | unblockable == 2**64 - 1 & ~(3 << 31) | unblockable, ignored > 0, caught > 0)
-        signals.reset(signals.not_default())
+        signals.set_default(signals.not_default())
+        signals.unblock()
         print(show(), signals.not_default())
     """)
     assert out.split("\n") == ["True True True", "[0, 0, 0] []"]
