@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 # epoll_wait(2) takes no more than 2**31 ms; to wake up without a need does no harm.
 _LONGEST_SLEEP = 1e6
+# A watch that a command has stopped is needed when the guard dies, seldom so soon after.
+_WAKE_PAUSE = 0.1
 
 
 class Guard:
@@ -62,6 +64,7 @@ class Guard:
         self._in_hosts_session: dict[int, Command] = {}
         self._last_number = 0
         self._host_gone = False
+        self._wake_again = 0.0
         self._children_changed = False
         self._boosted = False
         self._asker = asker
@@ -125,15 +128,18 @@ class Guard:
         self._ignore(self._host.fd)
         self._ignore(self._requests.fileno())
         self._requests.close()
-        self._wake_watch()
         now = time.monotonic()
+        self._wake_again = 0.0
+        self._wake_watch(now)
         self._busy.update(self._commands)
         for command in list(self._commands.values()):
             command.stop(now, b"host-gone")
 
-    def _wake_watch(self) -> None:
+    def _wake_watch(self, now: float) -> None:
         """Undo what a command of the same user may have done to the watch: SIGSTOP."""
-        process.pidfd_send_signal(self._watch.fd, signals.SIGCONT)
+        if now >= self._wake_again:
+            self._wake_again = now + _WAKE_PAUSE
+            process.pidfd_send_signal(self._watch.fd, signals.SIGCONT)
 
     def _child_changed(self) -> None:
         signals.drain(self._signals)
@@ -206,7 +212,7 @@ class Guard:
         if "umask" not in dict(launch.steps):
             launch.steps.append(("umask", (umask,)))
         if launch.inherits:
-            launch.env = {**self._environment, **launch.env}
+            launch.env = {**self._environment, **launch.env} if launch.env else self._environment
 
     def _launch(self, launch: Launch, request: transport.Request) -> None:
         if self._boosted:
@@ -229,7 +235,7 @@ class Guard:
         if command.in_hosts_session:
             self._in_hosts_session[number] = command
         self._note_grace(launch.delay_to_sigkill)
-        self._wake_watch()
+        self._wake_watch(began)
         if pipe is None:
             command.report_started()
         else:
@@ -312,9 +318,9 @@ class Guard:
             return
         self._executed(command)
         if not command.is_gone:
-            self._ignore(command.main.fd)
             self._busy[command.number] = command
             command.main_exited(time.monotonic())
+            self._ignore(command.main.fd)
             self._child_changed()  # its SIGCHLD is there by now: no need to wake up for it
 
     def _hear(self, command: Command, status: _socket.socket) -> None:

@@ -20,9 +20,12 @@ if TYPE_CHECKING:
 
 def send(sock: _socket.socket, record: Record, fds: Sequence[int] = ()) -> None:
     """Send a record to a host that may have gone, or may not be reading."""
-    rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))
     try:
-        sock.sendmsg([record.encode()], [rights] if fds else [], _socket.MSG_DONTWAIT)
+        if fds:
+            rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))
+            sock.sendmsg([record.encode()], [rights], _socket.MSG_DONTWAIT)
+        else:
+            sock.send(record.encode(), _socket.MSG_DONTWAIT)
     except (BrokenPipeError, ConnectionResetError, BlockingIOError):
         pass
 
@@ -40,7 +43,9 @@ class Request:
         self._assembly = Assembly()
         self.launch: Launch | None = None
         self.placement: Placement | None = None
-        self.status: _socket.socket = _socket.socket(fileno=status)
+        self.status: _socket.socket = _socket.socket(
+            _socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fileno=status
+        )
 
     @property
     def directory(self) -> int:

@@ -99,8 +99,6 @@ class CompletedProcess(subprocess.CompletedProcess["Any"]):
 
     reason: Reason
     dropped: int
-    signals_sent: tuple[SignalSent, ...]
-    usage: Usage
     cgroup: CgroupStatistics | None
     not_permitted: tuple[int, ...]
     unkillable: tuple[int, ...]
@@ -119,18 +117,8 @@ class CompletedProcess(subprocess.CompletedProcess["Any"]):
             self.cgroup, killed = placing.outcome(ended.cgroup)
             if killed == "limit" and self.reason == "signal" and returncode == -_SIGKILL:
                 self.reason = "out-of-memory"
-        self.signals_sent = tuple(
-            SignalSent(signal=int(number), when=when, count=int(count))
-            for number, when, count in zip(*[iter(ended.sent)] * 3, strict=True)
-        )
-        user, system, peak, *counts = ended.usage
-        self.usage = Usage(
-            wall=ended.wall,
-            user=user,
-            system=system,
-            max_rss=int(peak) * 1024 if peak >= 0 else None,
-            **dict(zip(_COUNTS, map(int, counts), strict=True)),
-        )
+        self._sent = ended.sent
+        self._used = ended.wall, *ended.usage
         self.not_permitted = tuple(ended.not_permitted)
         self.unkillable = tuple(ended.unkillable)
 
@@ -138,6 +126,28 @@ class CompletedProcess(subprocess.CompletedProcess["Any"]):
         """Raise `CalledProcessError` if the return code is not 0, or its output was the reason of its end."""
         if self.returncode != 0 or self.reason in _OUTPUT:
             raise CalledProcessError(self)
+
+    # These two are made when they are asked for: most who run a command do not.
+
+    @property
+    def signals_sent(self) -> tuple[SignalSent, ...]:
+        """What muontrap sent, in order."""
+        return tuple(
+            SignalSent(signal=int(number), when=when, count=int(count))
+            for number, when, count in zip(*[iter(self._sent)] * 3, strict=True)
+        )
+
+    @property
+    def usage(self) -> Usage:
+        """What the command used."""
+        wall, user, system, peak, *counts = self._used
+        return Usage(
+            wall=wall,
+            user=user,
+            system=system,
+            max_rss=int(peak) * 1024 if peak >= 0 else None,
+            **dict(zip(_COUNTS, map(int, counts), strict=True)),
+        )
 
     @property
     def explanation(self) -> str:

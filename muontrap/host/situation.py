@@ -9,7 +9,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from muontrap.logic.steps import Step
 
-_NAMESPACES = tuple(sorted(set(os.listdir("/proc/self/ns")) - {"pid", "time"}))  # a child has the other two
+# A child of this thread has "pid_for_children" and "time_for_children".
+_NAMESPACES = tuple(sorted(set(os.listdir(b"/proc/self/ns")) - {b"pid", b"time"}))
 _RLIMITS = [number for number in range(16) if number != 10]  # RLIMIT_LOCKS is the tag
 
 
@@ -46,7 +47,7 @@ def environment() -> dict[bytes, bytes]:
     return data
 
 
-def _namespaces() -> list[str]:
+def _namespaces() -> list[bytes]:
     folder = os.open("/proc/thread-self/ns", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         return [os.readlink(name, dir_fd=folder) for name in _NAMESPACES]

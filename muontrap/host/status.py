@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import _socket
 import errno
 import os
 import signal
-import socket
 import threading
 import time
 import weakref
@@ -41,7 +41,9 @@ class Status:
         suspended: the signal that stopped the main process, if `has_ended` has seen that since `resume`.
     """
 
-    def __init__(self, command: Command, link: Link, channel: socket.socket, placing: Placing | None) -> None:
+    def __init__(
+        self, command: Command, link: Link, channel: _socket.socket, placing: Placing | None
+    ) -> None:
         self.args: Args = command.args
         self.link: Link = link
         self.placing: Placing | None = placing
@@ -102,10 +104,9 @@ class Status:
         with self._lock:
             if self.is_running:
                 self._read_record()
-                if not self.is_running and not self.is_closed:
-                    # Readable from now on, for all who wait: the guard keeps it open while something
-                    # does not die.
-                    self._channel.shutdown(socket.SHUT_RD)
+                if self.result and self.result.unkillable and not self.is_closed:
+                    # Readable from now on, for all who wait: the guard keeps it open until that dies.
+                    self._channel.shutdown(_socket.SHUT_RD)
             error = self._failure or self._died
             if error is not None:
                 raise error

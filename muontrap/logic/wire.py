@@ -259,16 +259,15 @@ def decode(data: bytes) -> Record:
         raise ProtocolError(f"{len(data)} bytes are no {kind.__name__}")
     record = object.__new__(kind)
     at = head.size
-    for (name, field), scalar in zip(kind.FIELDS, head.unpack_from(data)[1:], strict=True):
-        if field in _SCALARS:
-            setattr(record, name, scalar)
-        else:
-            body = data[at : at + scalar]
-            at += scalar
-            try:
-                setattr(record, name, _DECODERS[field](body))
-            except (struct.error, ValueError) as error:
-                raise ProtocolError(f"{name} of a {kind.__name__} is malformed: {error}") from error
+    name = ""
+    try:
+        for (name, field), value in zip(kind.FIELDS, head.unpack_from(data)[1:], strict=True):
+            if field not in _SCALARS:
+                start, at = at, at + value
+                value = _DECODERS[field](data[start:at])  # noqa: PLW2901
+            setattr(record, name, value)
+    except (struct.error, ValueError) as error:
+        raise ProtocolError(f"{name} of a {kind.__name__} is malformed: {error}") from error
     if at != len(data):
         raise ProtocolError(f"a {kind.__name__} of {at} bytes came in {len(data)}")
     return record
@@ -331,11 +330,11 @@ def _mapping(body: bytes) -> dict[bytes, bytes]:
 
 
 def _pack(code: str, values: Sequence[float]) -> bytes:
-    return struct.pack(f"<{len(values)}{code}", *values)
+    return struct.pack(f"<{len(values)}{code}", *values) if values else b""
 
 
 def _unpack(code: str, body: bytes) -> tuple[float, ...]:
-    return struct.unpack(f"<{len(body) // 8}{code}", body)
+    return struct.unpack(f"<{len(body) // 8}{code}", body) if body else ()
 
 
 def _pack_steps(steps: Sequence[Step]) -> bytes:
