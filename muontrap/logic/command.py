@@ -89,7 +89,7 @@ class Command:
     """A checked, immutable description; attributes are the options by name, besides `args`, `argv`."""
 
     def __init__(self, args: Args, /, **options: Unpack[Options]) -> None:
-        values = {**_DEFAULTS, "args": args, "argv": _argv(args)}
+        values: dict[str, Any] = {"args": args, "argv": _argv(args)}
         for name, value in options.items():
             if name not in _CHECKERS:
                 if name in _REFUSED and not value:
@@ -99,10 +99,10 @@ class Command:
                 )
             values[name] = _CHECKERS[name][1](name, value)
         _check_together(values)
-        self.__dict__.update(values)
+        self.__dict__.update(values)  # defaults are the class's: a supervisor has hundreds of these
 
     def __getattr__(self, name: str) -> Any:
-        # For checkers: what `__init__` put into `__dict__` is found before this is asked.
+        # For checkers: what is in `__dict__` or a default is found before this is asked.
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def but(self, **values: Any) -> Command:
@@ -174,15 +174,16 @@ def _argv(args: Args) -> tuple[bytes, ...]:
 
 
 def _check_together(values: dict[str, Any]) -> None:
-    if values["stdin"] == STDOUT or values["stdout"] == STDOUT:
+    given = values.get
+    if given("stdin") == STDOUT or given("stdout") == STDOUT:
         raise ValueError("STDOUT is for stderr alone")
-    if values["executable"] is not None and not values["argv"][0]:
+    if given("executable") is not None and not values["argv"][0]:
         raise ValueError("args[0] is empty, which os.execve refuses: give the program a name")
-    if values["cgroup_base"] is not None and values["cgroup_path"] is not None:
+    if given("cgroup_base") is not None and given("cgroup_path") is not None:
         raise ValueError("cgroup_base and cgroup_path may not both be given")
-    if values["foreground"] and values["start_new_session"]:
+    if given("foreground") and given("start_new_session", True):
         raise ValueError("foreground=True needs start_new_session=False: a new session has no terminal")
-    if values["extra_groups"] is None and values["group"] is not None and values["user"] is None:
+    if given("extra_groups") is None and given("group") is not None and given("user") is None:
         values["extra_groups"] = ()
 
 
@@ -378,3 +379,5 @@ _CHECKERS: dict[str, tuple[Any, Checker]] = {
     "require": ((), _sequence(_layer)),
 }
 _DEFAULTS = {name: default for name, (default, _) in _CHECKERS.items()}
+for _name, _default in _DEFAULTS.items():
+    setattr(Command, _name, _default)
