@@ -32,10 +32,42 @@ _OOM_PAUSE = 0.002
 
 # A record has to fit what the host reads at once.
 _MOST_PIDS = 500
+# A guard may have hundreds of commands, of which hardly one has anybody to remember.
+_NOBODY: frozenset[int] = frozenset()
 
 
 class Command:
     """A command from its first process on until nothing of it is left."""
+
+    __slots__ = (
+        "_alive",
+        "_announce",
+        "_ended",
+        "_escalation",
+        "_exited",
+        "_family",
+        "_guard_peak",
+        "_killed",
+        "_look_at",
+        "_not_permitted",
+        "_oom_until",
+        "_pause",
+        "_reason",
+        "_removed_by",
+        "_seen",
+        "_sent",
+        "_status",
+        "_stop_signal",
+        "errors",
+        "in_hosts_session",
+        "launched",
+        "leaves_rest",
+        "main",
+        "number",
+        "placed",
+        "status_fd",
+        "terminal",
+    )
 
     def __init__(
         self,
@@ -67,11 +99,11 @@ class Command:
         self._escalation = Escalation(launch.kill_mode.decode("ascii"), launch.delay_to_sigkill)
         self._exited = False
         self._reason = b""
-        self._sent: list[tuple[int, float, int]] = []
-        self._killed: set[int] = set()
-        self._alive: set[int] = set()
-        self._seen: set[int] = set()
-        self._not_permitted: set[int] = set()
+        self._sent: tuple[tuple[int, float, int], ...] = ()
+        self._killed = _NOBODY
+        self._alive = _NOBODY
+        self._seen = _NOBODY
+        self._not_permitted = _NOBODY
         self._pause = _FIRST_PAUSE
         self._look_at = 0.0
         # What the guard's own memory was: a smaller peak can't be told from it.
@@ -158,7 +190,7 @@ class Command:
             try:
                 os.killpg(self.main.pid, record.signum)
             except PermissionError:
-                self._not_permitted.add(self.main.pid)
+                self._not_permitted |= {self.main.pid}
             except ProcessLookupError:
                 pass  # it has left the group that it led
 
@@ -209,7 +241,7 @@ class Command:
             self._look_at = now
         elif action == "kill-main":
             self._note(signals.SIGKILL, 1)
-            self._not_permitted.update(send([self.main], signals.SIGKILL))
+            self._not_permitted |= set(send([self.main], signals.SIGKILL))
         elif action == "kill-all":
             self._look(now)
         elif action in ("report", "report-overdue"):
@@ -247,7 +279,7 @@ class Command:
                 self.placed.group.release()
             if alive | dead != self._seen or not all(map(_is_stuck, alive)):
                 self._escalation.progress(now)
-            self._alive, self._seen = alive, alive | dead
+            self._alive, self._seen = frozenset(alive), frozenset(alive | dead)
             if alive:
                 return
             if dead <= known_dead:
@@ -260,7 +292,7 @@ class Command:
         alive = set(living(found)) - self._not_permitted
         if self._escalation.state != "stopping":
             refused = send([held for held in found if held.pid in alive], signals.SIGKILL)
-            self._not_permitted.update(refused)
+            self._not_permitted |= set(refused)
             alive -= self._not_permitted
             if alive - self._killed:
                 self._note(signals.SIGKILL, len(alive - self._killed))
@@ -268,11 +300,11 @@ class Command:
         return alive
 
     def _note(self, signum: int, count: int) -> None:
-        if self._sent and self._sent[-1][0] == signum:
-            _, first, before = self._sent.pop()
-            self._sent.append((signum, first, before + count))
+        *before, last = self._sent or ((0, 0.0, 0),)
+        if last[0] == signum:
+            self._sent = (*before, (signum, last[1], last[2] + count))
         else:
-            self._sent.append((signum, time.monotonic() - self.launched, count))
+            self._sent = (*self._sent, (signum, time.monotonic() - self.launched, count))
 
     def _report(self, now: float) -> None:
         """Reap the main process, tell the host how it all ended, and let go of the host."""
