@@ -16,13 +16,12 @@ import sys
 
 from muontrap.containment.processes import Held, read
 from muontrap.containment.tagged import TagReader, usable_format
-from muontrap.guard import transport
 from muontrap.guard.asker import Asker
 from muontrap.guard.loop import Guard
 from muontrap.guard.placement import Placer
 from muontrap.guard.watch import Watch
 from muontrap.kernel import process, signals
-from muontrap.logic.wire import MARKER, Hello
+from muontrap.logic.wire import MARKER
 
 _REQUESTS, _HOST = 3, 4
 _GRACE = struct.Struct("d")
@@ -47,17 +46,7 @@ class Shared:
 
 def main(host_pid: int, thread: int, check_privileges: bool) -> None:
     """Leave the host's process tree, and be the watch and the guard."""
-    os.chdir("/")
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > _HOST:
-            try:
-                os.close(int(name))
-            except OSError:
-                pass  # the listing's own descriptor
-    process.close_on_exec_from(0)
-    # What CPython ignores or handles would be so in commands too; here all are blocked.
-    signals.set_default(signals.not_default())
-    os.set_blocking(2, False)
+    shed()
     if os.fork():
         os._exit(0)  # the host reaps this one at once, and has no child that lasts
     process.set_child_subreaper()
@@ -88,9 +77,8 @@ def main(host_pid: int, thread: int, check_privileges: bool) -> None:
     watch = Held.open(watch_pid)
     if watch is None or os.getppid() != watch_pid:
         return
-    requests = _socket.socket(fileno=_REQUESTS)
     guard = Guard(
-        requests=requests,
+        requests=_socket.socket(fileno=_REQUESTS),
         host=Held(host_pid, _HOST),
         watch=watch,
         guard_id=guard_id,
@@ -100,12 +88,23 @@ def main(host_pid: int, thread: int, check_privileges: bool) -> None:
         environment=variables,
         placer=Placer(lambda directory: note(tell, directory)),
     )
-    own = process.pidfd_open(os.getpid())
-    width = reader.format.width if reader.format else 0
-    hello = Hello(guard_id=guard_id, guard_pid=os.getpid(), watch_pid=watch_pid, tag_width=width)
-    transport.send(requests, hello, [watch.fd, own])
-    os.close(own)
+    guard.greet()
     guard.run()
+
+
+def shed() -> None:
+    """Keep nothing of the host's but the three descriptors, and nothing that commands may not inherit."""
+    os.chdir("/")
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > _HOST:
+            try:
+                os.close(int(name))
+            except OSError:
+                pass  # the listing's own descriptor
+    process.close_on_exec_from(0)
+    # What CPython ignores or handles would be so in commands too; here all are blocked.
+    signals.set_default(signals.not_default())
+    os.set_blocking(2, False)
 
 
 def environment() -> dict[bytes, bytes]:

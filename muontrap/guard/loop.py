@@ -19,7 +19,7 @@ from muontrap.guard.family import Family
 from muontrap.guard.priority import raise_priority, restore_priority
 from muontrap.guard.spawn import Assumed, StepFailed, spawn
 from muontrap.kernel import process, signals, sockets
-from muontrap.logic.wire import Failed, decode
+from muontrap.logic.wire import Failed, Hello, decode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,6 +81,18 @@ class Guard:
         self._listen(host.fd, self._host_exited)
         self._listen(watch.fd, lambda: self._ignore(watch.fd))
         self._listen(self._signals, self._child_changed)
+
+    def greet(self) -> None:
+        """Tell the host that there is a guard, and a watch."""
+        hello = Hello(
+            guard_id=self._guard_id,
+            guard_pid=os.getpid(),
+            watch_pid=self._watch.pid,
+            tag_width=self._tags.width if self._tags else 0,
+        )
+        own = process.pidfd_open(os.getpid())
+        transport.send(self._requests, hello, [self._watch.fd, own])
+        os.close(own)
 
     def run(self) -> None:
         """Serve until the host is gone and nothing is left of any command."""
