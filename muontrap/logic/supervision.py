@@ -97,6 +97,9 @@ class Backoff:
         return f"Backoff({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
 
 
+_BACKOFF = Backoff()
+
+
 class Child:
     """One of the children, as it is asked for, and what became of it.
 
@@ -107,6 +110,12 @@ class Child:
         restarts: how often it was started again after it had ended by itself.
         start_failures, failures: how often it ended before it was ready, and later.
     """
+
+    __slots__ = (
+        *("_at", "_failures_in_a_row", "_position", "_rank", "_ready_since", "_start_failures_in_a_row"),
+        *("_starts_again", "backoff", "depends_on", "ending", "essential", "failures", "is_removed", "name"),
+        *("restart", "restarts", "start_failures", "state"),
+    )
 
     def __init__(
         self,
@@ -127,17 +136,19 @@ class Child:
         self.restart: Restart = restart
         self.depends_on: tuple[str, ...] = tuple(depends_on)
         self.essential: bool = essential
-        self.backoff: Backoff = backoff or Backoff()
+        self.backoff: Backoff = backoff or _BACKOFF
         self.state: State = "stopped"
         self.ending: Ending = ""
         self.restarts: int = 0
         self.start_failures: int = 0
         self.failures: int = 0
         self.is_removed: bool = False
-        self._in_a_row = {"starting": 0, "ready": 0}  # failures in that state
+        self._start_failures_in_a_row = self._failures_in_a_row = 0
         self._ready_since = float("inf")
         self._at = 0.0  # not to be started before
         self._starts_again = False  # when it has ended, if it is stopping or to be stopped
+        self._position = 0  # among its siblings
+        self._rank = 0  # in the order of starts
 
     @property
     def is_of_use(self) -> bool:
@@ -158,6 +169,15 @@ class Child:
     def is_there(self) -> bool:
         """Whether something of it may be running."""
         return self.state in ("starting", "ready", "stopping")
+
+    @property
+    def _is_moving(self) -> bool:
+        """Whether there is something to be done with it, now or later."""
+        return self.state == "waiting" or (self.is_there and self._goes)
+
+    def _forgive(self) -> None:
+        """Let its next failure be a first one."""
+        self._start_failures_in_a_row = self._failures_in_a_row = 0
 
 
 class Supervision:
@@ -200,6 +220,9 @@ class Supervision:
         self._times: deque[float] = deque()  # of restarts, not older than max_seconds
         self._is_ending = False
         self._failure = ""
+        self._entered = 0  # so far
+        self._starting = 0  # children of that state
+        self._moving: set[Child] = set()  # those to be looked at, and perhaps some more
         self.children: dict[str, Child] = {}
         self.outcome: str | None = None
         self.story: deque[str] = deque(maxlen=_STORY)
@@ -221,8 +244,8 @@ class Supervision:
     @property
     def is_settled(self) -> bool:
         """Whether no child is on its way up or down, as one is not that waits for what is down."""
-        on_no_way = (child.is_settled or child.state == "waiting" for child in self.children.values())
-        return all(on_no_way) and not self._startable()
+        is_on_its_way = self._starting or any(child.is_there for child in self._moving if child._goes)
+        return not is_on_its_way and not self._startable()
 
     def start(self) -> None:
         """Let all children run."""
@@ -236,12 +259,14 @@ class Supervision:
         self._failure = self._failure or failure
         for child in self.children.values():
             self._let_down(child)
+            self._moving.add(child)
 
     def ready(self, name: str, now: float) -> None:
         """A child that was starting is of use."""
         child = self.children[name]
         if child.state == "starting":
             child.state, child._ready_since = "ready", now
+            self._starting -= 1
 
     def exited(self, name: str, failure: str, now: float, *, is_counted: bool = True) -> None:
         """A child has ended, or could not be started; `failure` says why, "" for a success.
@@ -253,8 +278,10 @@ class Supervision:
             return
         was = child.state
         child.state = "stopped"
+        self._starting -= was == "starting"
+        self._moving.add(child)
         if now - child._ready_since >= child.backoff.reset_after:
-            child._in_a_row = dict.fromkeys(child._in_a_row, 0)
+            child._forgive()
         if child.is_removed:
             self._forget(child)
             return
@@ -285,13 +312,16 @@ class Supervision:
             child._starts_again = True
         elif not child.is_there:
             child.state = "waiting"
-        child.ending, child._at, child._in_a_row = "", 0.0, dict.fromkeys(child._in_a_row, 0)
+        child.ending, child._at = "", 0.0
+        child._forgive()
+        self._moving.add(child)
 
     def stop_child(self, name: str) -> None:
         """Stop a child; it stays so, whatever its siblings do, until it is started or restarted."""
         child = self.children[name]
         self._let_down(child)
         child.ending = "stopped"
+        self._moving.add(child)
 
     def restart_child(self, name: str) -> None:
         """Stop a child, and start it again: that is no failure, and not counted."""
@@ -319,60 +349,88 @@ class Supervision:
         if heirs:
             raise ValueError(f"child {name!r} is what {', '.join(heirs)} depends on")
         self._let_down(child)
+        self._moving.add(child)
         child.is_removed = True
         if not child.is_there:
             self._forget(child)
 
+    def blocker(self, name: str) -> str | None:
+        """Return who is down that a child needs to start, itself or by way of others that wait."""
+        waiting, seen = [name], {name}
+        while waiting:
+            for needed in self.children[waiting.pop()].depends_on:
+                child = self.children[needed]
+                if child.state == "stopped" and not child.is_of_use:
+                    return needed
+                if child.state == "waiting" and needed not in seen:
+                    seen.add(needed)
+                    waiting.append(needed)
+        return None
+
     def actions(self, now: float) -> list[tuple[Literal["start", "stop"], str]]:
         """Return what is to be done now, in order."""
-        todo: list[tuple[Literal["start", "stop"], str]] = []
-        held: set[str] = set()  # one that goes depends on these
-        for child in reversed(self._order):
-            goes = child.is_there and child._goes
-            if goes and child.state != "stopping" and child.name not in held:
-                child.state = "stopping"
-                todo.append(("stop", child.name))
-            if goes or child.name in held:
-                held.update(self._needs[child.name])
+        self._moving = {child for child in self._moving if child._is_moving}
+        todo: list[tuple[Literal["start", "stop"], str]]
+        todo = [("stop", child.name) for child in self._stoppable()]
         for child in self._startable():
             if now >= child._at:
                 child.state, child._ready_since = "starting", float("inf")
+                self._starting += 1
                 todo.append(("start", child.name))
-        if self._is_ending and self.outcome is None and not any(child.is_there for child in self._order):
+        if self._is_ending and self.outcome is None and not any(child.is_there for child in self._moving):
             self.outcome = self._failure
         return todo
 
+    def _stoppable(self) -> list[Child]:
+        """Return those that are to stop now, and take them for stopping."""
+        found: list[Child] = []
+        held: set[str] = set()  # one that goes depends on these
+        going = [child for child in self._moving if child.is_there]
+        for child in sorted(going, key=_rank, reverse=True):
+            if child.state != "stopping" and child.name not in held:
+                self._starting -= child.state == "starting"
+                child.state = "stopping"
+                found.append(child)
+            needed = [child.name]
+            while needed:
+                new = [name for name in self._needs[needed.pop()] if name not in held]
+                held.update(new)
+                needed += new
+        return found
+
     def _forget(self, child: Child) -> None:
         del self.children[child.name]
+        self._moving.discard(child)
         self._check()
 
     def _enter(self, child: Child) -> None:
         if child.name in self.children:
             raise ValueError(f"there are two children named {child.name!r}: names must be unique")
+        self._entered += 1
+        child._position = self._entered
         self.children[child.name] = child
 
     def _startable(self) -> list[Child]:
         """Return those that may start as soon as it is time."""
-        if self._strategy != "one_for_one" and any(child.is_there and child._goes for child in self._order):
+        moving = self._moving
+        if self._strategy != "one_for_one" and any(child.is_there and child._goes for child in moving):
             return []
-        startable = []
-        for child in self.children.values():
-            if child.state == "waiting" and all(self.children[name].is_of_use for name in child.depends_on):
-                startable.append(child)
-            if self._strategy == "rest_for_one" and child.state in ("waiting", "starting"):
-                break
-        return startable
+        waiting = sorted((child for child in moving if child.state == "waiting"), key=_position)
+        if waiting and self._strategy == "rest_for_one":
+            first = next(child for child in self.children.values() if child.state in ("waiting", "starting"))
+            waiting = [first] if first is waiting[0] else []
+        return [child for child in waiting if all(self.children[name].is_of_use for name in child.depends_on)]
 
     def _check(self) -> None:
         """See who depends on whom; raise for a dependency on nobody, or a circle."""
-        needs: dict[str, list[str]] = {}
-        before: list[str] = []
+        needs: dict[str, tuple[str, ...]] = {}
+        before: tuple[str, ...] = ()
         for child in self.children.values():
             for name in child.depends_on:
                 if name not in self.children or self.children[name].is_removed:
                     raise ValueError(f"{child.name!r} depends on {name!r}, which is no child")
-            needs[child.name] = [*child.depends_on, *before]
-            before = [child.name] if self._strategy == "rest_for_one" else []
+            needs[child.name] = (*child.depends_on, *before) if before else child.depends_on
+            before = (child.name,) if self._strategy == "rest_for_one" else ()
         try:
             order = [*TopologicalSorter(needs).static_order()]
         except CycleError as error:
@@ -380,7 +438,8 @@ class Supervision:
             besides = " (rest_for_one: each on the one before it)" if before else ""
             raise ValueError(f"children depend on each other in a circle: {path}{besides}") from None
         self._needs = needs
-        self._order = [self.children[name] for name in order]  # of their start
+        for rank, name in enumerate(order):
+            self.children[name]._rank = rank
 
     def _followers(self, child: Child) -> list[Child]:
         """Return those that are restarted with it."""
@@ -397,11 +456,12 @@ class Supervision:
             child.state = "stopped"
 
     def _count(self, child: Child, was: State) -> None:
-        child._in_a_row[was] += 1
         if was == "starting":
             child.start_failures += 1
+            child._start_failures_in_a_row += 1
         else:
             child.failures += 1
+            child._failures_in_a_row += 1
 
     def _restart(self, child: Child, was: State, failure: str, now: float, *, is_counted: bool) -> None:
         """Start it again, and whom the strategy adds; or give up."""
@@ -419,8 +479,10 @@ class Supervision:
             self._times.append(now)
         child.restarts += 1
         child.state = "waiting"
-        child._at = now + child.backoff.wait(child._in_a_row[was], self._chance())
+        in_a_row = child._start_failures_in_a_row if was == "starting" else child._failures_in_a_row
+        child._at = now + child.backoff.wait(in_a_row, self._chance())
         for other in self._followers(child):
+            self._moving.add(other)
             if other.is_there and other.ending != "stopped":
                 if other.restart == "temporary":
                     self._let_down(other)
@@ -428,3 +490,11 @@ class Supervision:
                     other._starts_again, other._at = True, child._at
             elif other.ending == "finished" and other.restart != "temporary":
                 other.state, other.ending, other._at = "waiting", "", child._at
+
+
+def _position(child: Child) -> int:
+    return child._position
+
+
+def _rank(child: Child) -> int:
+    return child._rank
