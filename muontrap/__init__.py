@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from muontrap.logic.lines import Cut
     from muontrap.logic.supervision import Backoff
     from muontrap.supervise.daemon import Daemon, DaemonStatistics
-    from muontrap.supervise.supervisor import Supervisor, SupervisorEvent
+    from muontrap.supervise.events import SupervisorEvent
+    from muontrap.supervise.supervisor import Supervisor
 
 __version__ = "0.1.0"
 __all__ = (
@@ -83,7 +84,7 @@ _HOMES = {
     "Reader": "host.pump",
     "SignalSent": "host.results",
     "Supervisor": "supervise.supervisor",
-    "SupervisorEvent": "supervise.supervisor",
+    "SupervisorEvent": "supervise.events",
     "SupervisorFailed": "errors",
     "TimeoutExpired": "host.results",
     "Usage": "host.results",

@@ -5,14 +5,15 @@ Also as pid 1: it reaps what falls to it.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import socket
 import threading
 import time
+from functools import partial
 
 from muontrap.errors import SupervisorFailed
+from muontrap.supervise.tree import NotRunning
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,7 +47,6 @@ class Appliance:
         self._say = say
         self._reading, self._writing = os.pipe()
         os.set_blocking(self._writing, False)
-        self._failure: SupervisorFailed | None = None
         self._is_up = False
         self._is_stopping = False
         self._loading = threading.Lock()
@@ -88,29 +88,21 @@ class Appliance:
             self._root.start(timeout=0)
         except (TimeoutError, SupervisorFailed):
             pass  # it is on its way; or has failed already, which `wait` says
+        tree = self._root._running()
         try:
-            serving = self._control.serve(self._root)
-            asyncio.run_coroutine_threadsafe(serving, self._root._running().loop)
-        except RuntimeError:
-            serving.close()  # it has ended
-        self._in_thread(self._wait, "wait")
-        self._in_thread(self._tell_when_up, "up")
+            tree.call(tree.at_end.append, partial(self._note, _OVER))
+            self._control.serve(self._root)
+            tree.call(self._root._branch.when_up, self._note_up)
+        except NotRunning:
+            self._note(_OVER)
 
-    def _wait(self) -> None:
-        try:
-            self._root.wait()
-        except SupervisorFailed as error:
-            self._failure = error
-        finally:
-            os.write(self._writing, bytes([_OVER]))
+    def _note_up(self) -> None:
+        """For the tree's thread, as what follows."""
+        if not self._root._branch.machine.is_ending:
+            self._note(_UP)
 
-    def _tell_when_up(self) -> None:
-        try:
-            self._root._wait_until_up()
-        except ValueError:
-            return  # it has ended
-        if not self._root._machine._is_ending:
-            os.write(self._writing, bytes([_UP]))
+    def _note(self, word: int) -> None:
+        os.write(self._writing, bytes([word]))
 
     def _load_again(self) -> None:
         with self._loading:  # one after the other: each begins where the one before has ended
@@ -122,8 +114,10 @@ class Appliance:
                 notify("READY=1")
 
     def _end(self) -> int:
-        if self._failure:
-            self._say(str(self._failure))
+        try:
+            self._root.wait()
+        except SupervisorFailed as error:
+            self._say(str(error))
             return 1
         return 0
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from typing import Any, Literal, TypeAlias
 
     from muontrap.logic.toml_lines import Path
-    from muontrap.supervise.supervisor import SupervisorEvent
+    from muontrap.supervise.events import SupervisorEvent
 
     Kind: TypeAlias = Literal["daemon", "group"]
     # Returns what the library takes; raises, or notes what is wrong further down and returns _WRONG.

@@ -95,7 +95,8 @@ def test_a_tree_is_built_in_the_order_of_the_file(file: Path) -> None:
     }
     root = plan.build()
     assert [each.name for each in root.which_children()] == plan.daemons
-    assert (root._strategy, root._max_restarts, root._max_seconds, root._give_up) == (
+    branch = root._branch
+    assert (branch._strategy, branch._max_restarts, branch._max_seconds, branch._give_up) == (
         "rest_for_one",
         10,
         60.0,
@@ -104,7 +105,7 @@ def test_a_tree_is_built_in_the_order_of_the_file(file: Path) -> None:
     second = root.child("second")
     assert isinstance(second, Supervisor)
     assert second._essential
-    assert second._strategy == "one_for_all"
+    assert second._branch._strategy == "one_for_all"
     first = root.child("first")
     assert isinstance(first, Daemon)
     assert first._launcher.args == ["first", "-x"]
@@ -861,23 +862,23 @@ def test_changes_can_be_done_and_lead_to_the_new_plan(
     file = tmp_path_factory.getbasetemp() / "changes.toml"
     old, new = make_plan(file, one, one[0]), make_plan(file, two, one[0])
     supervisor, found = old.build(), changes(old, new)
-    kept = {name: member for name, member in supervisor._members.items() if name not in found.remove}
+    kept = {name: member for name, member in supervisor._branch.members.items() if name not in found.remove}
     for path in found.remove:
         supervisor.remove(path)
     for path in found.add:
         supervisor.add(new.build_child(path))
     wanted = new.build()
-    assert supervisor._members.keys() == wanted._members.keys()
-    assert {name: each._depends_on for name, each in supervisor._members.items()} == {
-        name: each._depends_on for name, each in wanted._members.items()
+    assert supervisor._branch.members.keys() == wanted._branch.members.keys()
+    assert {name: each._depends_on for name, each in supervisor._branch.members.items()} == {
+        name: each._depends_on for name, each in wanted._branch.members.items()
     }
     for name, member in kept.items():
-        assert supervisor._members[name] is member
+        assert supervisor._branch.members[name] is member
         [before] = [each for each in old.members if each.name == name]
         [after] = [each for each in new.members if each.name == name]
         assert before.values == after.values
     if one[0] == "rest_for_one":
-        assert list(supervisor._members) == list(wanted._members)
+        assert list(supervisor._branch.members) == list(wanted._branch.members)
     assert not changes(new, new)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -33,7 +32,7 @@ def served(directory: Path, *children: Daemon | Supervisor, **options: Any) -> I
     here = Control(str(directory))
     try:
         with Supervisor(children, **options) as tree:
-            asyncio.run_coroutine_threadsafe(here.serve(tree), tree._loop).result(BOUND)
+            here.serve(tree)
             yield tree
     finally:
         here.close()
@@ -160,7 +159,7 @@ def test_start_of_what_ends_at_once_says_so(run: Path) -> None:
     ids=lambda value: None if isinstance(value, str) else repr(value[:20]),
 )
 def test_a_malformed_request_is_answered_with_what_is_wrong(run: Path, request_: bytes, error: str) -> None:
-    """And changes nothing; that asyncio has nothing to complain about, the fixture sees."""
+    """And changes nothing; that the loop has nothing to complain about, the fixture sees."""
     with served(run, Daemon(STAYS, name="d"), Supervisor(name="group")) as tree, Client(run) as client:
         before = tree.which_children()[0].pid
         with contextlib.suppress(ConnectionError):  # it need not read to the end of what is too long
@@ -179,6 +178,7 @@ def test_a_request_may_end_with_the_connection(run: Path) -> None:
 
 def test_those_who_say_nothing_or_go_away_keep_nobody_waiting(run: Path) -> None:
     with served(run, Daemon(STAYS, name="d")) as tree, contextlib.ExitStack() as stack:
+        before = waits_of(tree)
         for index in range(50):
             client = stack.enter_context(Client(run))
             if index % 3 == 0:
@@ -186,16 +186,20 @@ def test_those_who_say_nothing_or_go_away_keep_nobody_waiting(run: Path) -> None
             elif index % 3 == 1:
                 client.send(do="status").__exit__()
         assert states(run) == {"d": "ready"}
+        assert waits_of(tree) > before
         stack.close()
-        wait_until(lambda: not asyncio.all_tasks(tree._loop) - {_of_run(tree)})
+        wait_until(lambda: waits_of(tree) == before)
 
 
-def _of_run(tree: Supervisor) -> Any:
-    """The task that a tree of one daemon has anyway."""
-    daemon = tree.child("d")
-    assert isinstance(daemon, Daemon)
-    assert daemon._run
-    return daemon._run._task
+def waits_of(tree: Supervisor) -> tuple[int, int]:
+    """How many descriptors and times the loop waits for: the daemon's, the listener, and of conversations."""
+
+    def count() -> tuple[int, int]:
+        return len(loop._handlers), len([timer for timer in loop._timers if timer.function])
+
+    assert tree._tree
+    loop = tree._tree.loop
+    return tree._tree.call(count)
 
 
 def test_many_at_once_are_all_answered(run: Path) -> None:
@@ -275,14 +279,15 @@ def test_following_ends_with_the_daemon_that_is_removed(run: Path) -> None:
 @pytest.mark.parametrize("how", ["close", "half"])
 def test_a_follower_that_goes_away_from_a_silent_daemon_is_let_go_of(run: Path, how: str) -> None:
     with served(run, Daemon(sh("echo hi; exec sleep 1000"), name="d", ready="output:hi")) as tree:
+        before = waits_of(tree)
         with Client(run) as client:
             client.send(do="logs", name="d", follow=True)
             assert client.hear() == {"output": "hi\n"}
-            assert asyncio.all_tasks(tree._loop) > {_of_run(tree)}
+            assert waits_of(tree) == (before[0] + 1, before[1] + 1)
             if how == "half":
                 client.socket.shutdown(socket.SHUT_WR)
                 assert client.all() == [{"done": ""}]
-        wait_until(lambda: asyncio.all_tasks(tree._loop) == {_of_run(tree)})
+        wait_until(lambda: waits_of(tree) == before)
 
 
 def test_a_slow_follower_of_a_flood_costs_bounded_memory_and_delays_nobody(run: Path) -> None:

@@ -140,7 +140,7 @@ socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b"READY=1", "\\0" + {add
 """
         subprocess.run([sys.executable, "-S", "-c", code.format(1)], check=True)
         with pytest.raises(TimeoutError):
-            tree._wait_for(tree._tree.call(tree._until, lambda: tree._is_up), 0.2)
+            tree._ask(tree._tree, tree._branch.when_up, timeout=0.2)
         assert recorder.words() == ["d started"]
         subprocess.run([sys.executable, "-S", "-c", code.format(0)], check=True)
         recorder.wait("ready", "d")
