@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import signal
 
-from muontrap.cli.arguments import CONTROLS, parser
-from muontrap.cli.report import BY_SIGNAL
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +21,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: after `--help` and `--version`, and for arguments that make no sense.
     """
-    _occupy_standard_streams()
+    from muontrap.cli.arguments import CONTROLS, parser
+    from muontrap.cli.report import BY_SIGNAL
+
+    occupy_standard_streams()
     inherited = _inherited_descriptors()
     arguments = parser().parse_args(argv)
     try:
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BY_SIGNAL + signal.SIGINT
 
 
-def _occupy_standard_streams() -> None:
+def occupy_standard_streams() -> None:
     """Open /dev/null for streams that are closed: what is opened next would pass for one of them."""
     while (fd := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) <= 2:
         pass

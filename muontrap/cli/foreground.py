@@ -1,23 +1,21 @@
-"""`muontrap supervise`: a file's tree as the main process of an appliance or a container."""
+"""`muontrap supervise`: reads a file, and goes on as a program that has nothing of what that took.
+
+What reads TOML, checks it and says what is wrong is 3 MB, of a process that is there for months and looks
+at its file again when somebody says so.  So it is left by `execve`: the process stays the same, for systemd
+and whoever started it.  A file is read again by a process of its own.
+"""
 
 from __future__ import annotations
 
-import logging
 import os
+import pickle
+import sys
 
-from muontrap.cli.report import say
-from muontrap.cli.supervising import BAD_FILE, read
-from muontrap.supervise.appliance import Appliance
-from muontrap.supervise.config import changes
-from muontrap.supervise.control import Control
-from muontrap.supervise.directory import default_directory
+import muontrap
+from muontrap.cli.supervising import read
+from muontrap.cli.tree import MARKER, Task, tend
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from muontrap.supervise.config import Plan
-    from muontrap.supervise.supervisor import Supervisor
+_SETUP = "import sys; sys.path += sys.argv[1:3]; from muontrap.cli.tree import go_on; go_on(int(sys.argv[3]))"
 
 
 def supervise(path: str, directory: str | None) -> int:
@@ -25,56 +23,32 @@ def supervise(path: str, directory: str | None) -> int:
     plan, status = read(path)
     if plan is None:
         return status
-    name = os.path.basename(path).removesuffix(".toml")
+    # Of ourselves, and of what we need besides the standard library.
+    found = [muontrap.__path__[0], str(sys.modules["_cffi_backend"].__file__)]
+    folders = [os.path.dirname(os.path.abspath(each)) for each in found]
+    task = Task(plan, directory, [*sys.path, *folders], _name_of_process())
+    if os.environ.pop(MARKER, None) is None:
+        _go_on_afresh(task, folders)
+    return tend(task)
+
+
+def _go_on_afresh(task: Task, folders: list[str]) -> None:
+    """Replace this program by one that tends the tree; return if that can't be."""
+    if not sys.executable or getattr(sys, "frozen", False):
+        return
+    os.environ[MARKER] = "1"  # against an executable that is no Python, but a program that comes here again
+    argv = [sys.executable, "-I", "-S", "-X", f"utf8={sys.flags.utf8_mode}", "-c", _SETUP, *folders]
     try:
-        control = Control(directory or default_directory(name))
-    except OSError as error:
-        say(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-        return BAD_FILE
-    # The journal has times of its own.
-    when = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
-    logging.basicConfig(level=logging.INFO, format=f"{when}%(name)s: %(message)s")
-    root = plan.build()
-    try:
-        return Appliance(root, control, _Reload(path, plan, root).go, say).run()
-    finally:
-        control.close()
+        memory = os.memfd_create("muontrap-task", 0)
+        with open(memory, "wb", closefd=False) as file:
+            pickle.dump(task, file)
+        os.lseek(memory, 0, os.SEEK_SET)
+        os.execv(sys.executable, [*argv, str(memory), "supervise", task.plan.path])
+    except OSError:
+        del os.environ[MARKER]
 
 
-class _Reload:
-    """Makes a running tree what the file says now."""
-
-    def __init__(self, path: str, plan: Plan, root: Supervisor) -> None:
-        self._path = path
-        self._plan = plan
-        self._root = root
-
-    def go(self) -> None:
-        """Change only what has changed; nothing, if the file is not right."""
-        plan, _ = read(self._path)
-        if plan is None:
-            say("nothing was changed")
-            return
-        todo = changes(self._plan, plan)
-        if todo.needs_restart:
-            say(f"{', '.join(todo.needs_restart)} of the supervisor itself: only a restart changes that")
-        plan.settings = self._plan.settings  # which it still runs with
-        self._plan = plan
-        removed = sum(self._try("removed", self._root.remove, name) for name in todo.remove)
-        added = sum(self._try("added", self._add, name) for name in todo.add)
-        parts = [f"{removed} removed"] * bool(removed) + [f"{added} added"] * bool(added)
-        say(f"{self._path} was read again: {', '.join(parts) or 'nothing has changed'}")
-
-    def _add(self, name: str) -> None:
-        above, _, _ = name.rpartition("/")
-        owner = self._root.child(above) if above else self._root
-        owner.add(self._plan.build_child(name))  # type: ignore[union-attr]
-
-    def _try(self, what: str, act: Callable[[str], object], name: str) -> bool:
-        """Do one part; the others are done too, whatever the tree refuses, as one that ends does."""
-        try:
-            act(name)
-        except (KeyError, OSError, ValueError) as error:
-            say(f"{name} could not be {what}: {error.args[0] if isinstance(error, KeyError) else error}")
-            return False
-        return True
+def _name_of_process() -> str:
+    """Return the name that `killall` and `ps` have, which `execve` changes."""
+    with open("/proc/self/comm", encoding="utf-8", errors="surrogateescape") as file:
+        return file.read().rstrip("\n")

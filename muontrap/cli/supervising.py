@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import sys
 
 from muontrap.cli.report import fail
 from muontrap.supervise.config import ConfigError, Plan, load
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 BAD_FILE = 2
 
@@ -25,6 +30,15 @@ def check(path: str) -> int:
     except OSError as error:
         return fail(f"stdout: {error.strerror}")
     return 0
+
+
+def hand_out(path: str) -> NoReturn:
+    """Write a file's plan to stdout, for the process that has started this one to read it."""
+    plan, status = read(path)
+    if plan is not None:
+        with open(1, "wb", closefd=False) as file:
+            pickle.dump(plan, file)
+    raise SystemExit(status)
 
 
 def read(path: str) -> tuple[Plan, int] | tuple[None, int]:
