@@ -1046,6 +1046,12 @@ class Run(RuleBasedStateMachine):
             other.is_of_use or not other.is_wanted for other in before
         )
 
+    def is_blocked(self, twin: Twin) -> bool:
+        """Whether it needs one that is down, or that waits for one that is."""
+        needed = [self.twins[name] for name in twin.child.depends_on]
+        missing = [other for other in needed if not (other.runs or other.is_of_use)]
+        return any(not other.is_wanted or self.is_blocked(other) for other in missing)
+
     def goes(self, twin: Twin) -> None:
         twin.is_wanted, twin.must_go = False, twin.runs != ""
         twin.end = twin.end or "stopped"
@@ -1146,6 +1152,7 @@ class Run(RuleBasedStateMachine):
             state = "stopping" if twin.is_asked else twin.runs or ("waiting" if twin.is_wanted else "stopped")
             assert child.state == state
             assert child.is_settled == (child.is_of_use or state == "stopped")
+            assert (self.machine.blocker(name) is not None) == self.is_blocked(twin)
         assert self.machine.is_ending == self.is_ending
         assert self.given_up == self.gave_up
         assert self.machine.is_settled == all(

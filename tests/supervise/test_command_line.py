@@ -545,3 +545,39 @@ def test_who_reads_the_answers_may_go_away(supervise: Callable[..., Supervise]) 
             done = running.ask(*command, stdout=full)
         message = f"muontrap: stdout: {os.strerror(errno.ENOSPC)}\n"
         assert (done.returncode, done.stderr) == (125, message)
+
+
+# --- The program that it goes on as
+
+
+def test_it_goes_on_without_what_it_took_to_read_the_file(supervise: Callable[..., Supervise]) -> None:
+    tree = supervise(TWO)
+    mapped = Path(f"/proc/{tree.pid}/maps").read_text()
+    assert "_datetime" not in mapped  # which tomllib has
+    arguments = Path(f"/proc/{tree.pid}/cmdline").read_bytes().split(b"\0")
+    assert arguments[-3:-1] == [b"supervise", str(tree.file).encode()]
+    assert Path(f"/proc/{tree.pid}/comm").read_text() == Path("/proc/self/comm").read_text()
+    assert b"MUONTRAP" not in Path(f"/proc/{tree.pids()['web']}/environ").read_bytes()
+    assert tree.end() == 0
+
+
+def test_where_it_can_not_it_stays_as_it_is(supervise: Callable[..., Supervise]) -> None:
+    """As if an executable that is no Python had come back here."""
+    tree = supervise(TWO, "env", "MUONTRAP_GOES_ON=1")
+    assert Path(f"/proc/{tree.pid}/cmdline").read_bytes().split(b"\0")[2] == b"muontrap"
+    assert b"MUONTRAP" not in Path(f"/proc/{tree.pids()['web']}/environ").read_bytes()
+    assert "1 added" in tree.load(TWO + "[daemon.new]\ncommand = ['sleep', '1002']\n")
+    assert tree.end() == 0
+
+
+def test_output_can_be_logged_from_a_changed_file_on(supervise: Callable[..., Supervise]) -> None:
+    tree = supervise(TWO)
+    assert "muontrap.supervisor: web ready\n" in tree.said()
+    options = 'log_output = "INFO"\nready = "output:hi"\n'
+    tree.load(f'{TWO}[daemon.says]\ncommand = ["sh", "-c", "echo hi; exec sleep 1000"]\n{options}')
+    while "says ready" not in tree.said():
+        time.sleep(0.02)
+    assert "muontrap.daemon.says: hi\n" in tree.said()
+    assert tree.said().count("says ready") == 1
+    assert tree.end() == 0
+    assert "web exited: stopped\n" in tree.said()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from recorder import AT_ONCE, STAYS, Recorder, program, sh
 
 import muontrap
 from muontrap import Daemon, Supervisor, SupervisorFailed
+from muontrap.supervise import readiness
 
 pytestmark = pytest.mark.slow
 
@@ -102,6 +104,68 @@ def test_a_stop_does_not_wait_for_readiness(ready: str) -> None:
     begin = time.monotonic()
     tree.stop()
     assert time.monotonic() - begin < BOUND
+
+
+def test_a_name_of_a_host_is_as_good_as_its_address() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with Daemon(STAYS, ready=f"tcp:localhost:{port}", wait_for=f"tcp:localhost:{port}") as daemon:
+            assert daemon.statistics().state == "ready"
+    for name in "no.such.name.invalid", "a..b", "x" * 300:
+        tree = Supervisor([Daemon(STAYS, name="d", ready=f"tcp:{name}:80")])
+        with pytest.raises(TimeoutError):
+            tree.start(timeout=0.1)
+        tree.stop()
+
+
+def test_a_name_that_takes_long_to_look_up_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, released = [], threading.Event()
+
+    def hang(*arguments: Any, **_: Any) -> Any:
+        asked.append(arguments[0])
+        assert released.wait(4 * BOUND)
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    tree = Supervisor([Daemon(STAYS, name="d", ready="tcp:slow:80"), Daemon(STAYS, name="other")])
+    with pytest.raises(TimeoutError):
+        tree.start(timeout=0.3)
+    tree.restart("other", timeout=BOUND)
+    assert asked == ["slow"]  # and no second thread, while that one waits
+    begin = time.monotonic()
+    tree.stop()
+    assert time.monotonic() - begin < BOUND
+    released.set()
+
+
+def test_a_port_that_neither_accepts_nor_refuses_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readiness, "_CONNECT_BOUND", 0.1)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, contextlib.ExitStack() as stack:
+        port = full.getsockname()[1]
+        for _ in range(3):  # more than its queue has room for
+            one = stack.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(("127.0.0.1", port))
+        recorder = Recorder()
+        tree = Supervisor([Daemon(STAYS, name="d", ready=f"tcp:127.0.0.1:{port}")], on_event=recorder)
+        with pytest.raises(TimeoutError):
+            tree.start(timeout=0.5)
+        assert recorder.words() == ["d started"]
+        stack.close()
+        for _ in range(8):
+            full.settimeout(0.2)
+            with contextlib.suppress(TimeoutError):
+                full.accept()[0].close()
+        recorder.wait("ready", "d")
+        tree.stop()
+
+
+def test_a_connection_to_itself_is_nobody_who_listens() -> None:
+    """That is what the kernel makes of a connection from a port to itself, and it may choose that port."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        one.connect(one.getsockname())
+        assert readiness._is_its_own_peer(one)
 
 
 # --- sd_notify

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -331,6 +334,41 @@ def test_a_child_is_stopped_started_and_restarted_by_name() -> None:
         assert [each.restarts for each in tree.which_children()] == [0, 0]
 
 
+def test_who_depends_on_one_that_is_down_is_not_waited_for() -> None:
+    """Nor changed: what runs without what it depends on runs on."""
+    daemons = [Daemon(STAYS, name="db"), Daemon(STAYS, name="app", depends_on=["db"])]
+    with Supervisor([*daemons, Daemon(STAYS, name="web", depends_on=["app"])]) as tree:
+        tree.stop_child("db")
+        before = pids_of(tree)
+        for method in tree.start_child, tree.restart:
+            with pytest.raises(ValueError, match="'app' depends on 'db', which is down"):
+                method("app")
+        assert pids_of(tree) == before
+        tree.stop_child("app")  # is waited for
+        assert pids_of(tree)["app"] is None
+        with pytest.raises(ValueError, match="'web' depends on 'app', which is down"):
+            tree.restart("web")
+        tree.start_child("db")
+        tree.start_child("app")
+        tree.restart("web")
+        assert states_of(tree) == {"db": "ready", "app": "ready", "web": "ready"}
+
+
+def test_who_waits_for_one_that_goes_down_meanwhile_is_not_waited_for_either() -> None:
+    recorder = Recorder()
+    db = Daemon(STAYS, name="db", ready="file:/no/such")
+    tree = Supervisor([db, Daemon(STAYS, name="web", depends_on=["db"])], on_event=recorder)
+    with pytest.raises(TimeoutError):
+        tree.start(timeout=0)
+    try:
+        recorder.wait("started", "db")
+        threading.Timer(0.1, tree.stop_child, ["db"]).start()
+        tree.start_child("web", timeout=2 * BOUND)
+        assert states_of(tree) == {"db": "stopped", "web": "waiting"}
+    finally:
+        tree.stop()
+
+
 def test_children_come_and_go() -> None:
     recorder = Recorder()
     with Supervisor(on_event=recorder) as tree:
@@ -508,6 +546,48 @@ def test_events_come_to_iterators_until_the_tree_has_ended() -> None:
     assert list(tree.events()) == []
 
 
+def test_events_that_nobody_reads_any_more_are_not_kept() -> None:
+    with Supervisor([Daemon(STAYS, name="a")]) as tree:
+        kept = tree.events()
+        for _ in range(100):
+            tree.events()
+        gc.collect()
+        assert tree._tree
+        assert list(tree._tree.listeners) == [kept]
+        tree.restart("a")
+    assert [event.kind for event in kept] == ["exited", "started", "ready", "exited"]
+    assert list(kept) == []
+
+
+def test_a_tree_without_trouble_does_without_logging_and_what_else_it_has_no_use_for() -> None:
+    code = """
+import sys
+from muontrap import Daemon, Supervisor
+with Supervisor([Daemon(["sleep", "1000"])]) as tree:
+    tree.restart("sleep")
+print(*{"asyncio", "logging", "concurrent.futures", "inspect", "queue", "random", "ssl"} & sys.modules.keys())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("\n", "")
+
+
+def test_a_program_without_logging_hears_of_failures() -> None:
+    code = """
+import threading
+from muontrap import Daemon, Supervisor
+ended = threading.Event()
+def fail(event):
+    if event.kind == "exited":
+        ended.set()
+    1 / 0
+with Supervisor([Daemon(["false"], restart="temporary")], on_event=fail):
+    ended.wait(10)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "false exited: exit status 1" in done.stderr.splitlines()
+    assert done.stderr.count("\nZeroDivisionError: division by zero\n") == 3
+
+
 def test_events_are_logged_with_a_level_that_fits(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "muontrap.supervisor")
     group = Supervisor([Daemon(sh("exit 3"), name="d")], name="group", max_restarts=0, on_give_up="ignore")
@@ -548,6 +628,33 @@ def test_a_tree_that_runs_can_not_be_started_again_and_goes_on() -> None:
         with pytest.raises(ValueError, match="started by its supervisor"), group:
             pass
         assert set(states_of(tree).values()) == {"ready"}
+
+
+def test_of_many_starts_at_once_there_is_one() -> None:
+    for _ in range(20):
+        tree = Supervisor([Daemon(STAYS, name="a")])
+        barrier = threading.Barrier(4)
+        answers: list[str] = []
+
+        def start(
+            tree: Supervisor = tree, barrier: threading.Barrier = barrier, answers: list[str] = answers
+        ) -> None:
+            barrier.wait()
+            try:
+                tree.start()
+                answers.append("started")
+            except ValueError as error:
+                answers.append(str(error))
+
+        threads = [threading.Thread(target=start) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(answers) == ["'supervisor' is running"] * 3 + ["started"]
+        ours = [each for each in threading.enumerate() if each.name == "muontrap-supervisor"]
+        assert len(ours) == 1
+        tree.stop()
 
 
 def test_before_its_start_and_after_its_end_a_tree_refuses_what_needs_it() -> None:
