@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from muontrap.host.run import run
     from muontrap.host.sinks import LogLines
     from muontrap.logic.accounting import CgroupStatistics
+    from muontrap.logic.children import Backoff
     from muontrap.logic.command import DEVNULL, PIPE, STDOUT
     from muontrap.logic.limits import Limits
     from muontrap.logic.lines import Cut
-    from muontrap.logic.supervision import Backoff
     from muontrap.supervise.daemon import Daemon, DaemonStatistics
     from muontrap.supervise.events import SupervisorEvent
     from muontrap.supervise.supervisor import Supervisor
@@ -65,7 +65,7 @@ _HOMES = {
     "DEVNULL": "logic.command",
     "PIPE": "logic.command",
     "STDOUT": "logic.command",
-    "Backoff": "logic.supervision",
+    "Backoff": "logic.children",
     "CalledProcessError": "host.results",
     "Cgroup": "host.cgroups",
     "CgroupStatistics": "logic.accounting",

@@ -6,7 +6,7 @@ import os
 import time
 import weakref
 
-from muontrap.logic.supervision import Child, Supervision
+from muontrap.logic.supervision import Supervision
 from muontrap.supervise import log
 from muontrap.supervise.events import SupervisorEvent
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing import Literal, TypeAlias
 
     from muontrap.host.link import Link
+    from muontrap.logic.children import Child
     from muontrap.logic.supervision import Strategy
     from muontrap.supervise.daemon import Daemon
     from muontrap.supervise.loop import Loop, Timer

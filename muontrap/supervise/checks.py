@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from muontrap.logic.supervision import Backoff
+from muontrap.logic.children import Backoff
 
 
 def check_child(name: object, backoff: object) -> None:

@@ -14,9 +14,10 @@ import resource
 import signal
 from importlib import import_module
 
+from muontrap.logic.children import Backoff, Child
 from muontrap.logic.command import DEVNULL, STDOUT, Command, check_seconds
 from muontrap.logic.limits import Limits
-from muontrap.logic.supervision import Backoff, Child, Supervision
+from muontrap.logic.supervision import Supervision
 from muontrap.logic.toml_lines import find_lines
 from muontrap.supervise.plan import Changes, Member, Plan, changes, needs_of
 from muontrap.supervise.supervisor import Supervisor

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from importlib import import_module
 
 from muontrap.host.launcher import Launcher
+from muontrap.logic.children import Child
 from muontrap.logic.command import DEVNULL, PIPE, STDOUT, check_positive_seconds
-from muontrap.logic.supervision import Child
 from muontrap.supervise.checks import check_callable, check_child, check_type, names, statuses
 from muontrap.supervise.recent import Recent
 from muontrap.supervise.run import Run
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from muontrap.host.exchange import Sink
     from muontrap.host.results import CompletedProcess
     from muontrap.logic.accounting import CgroupStatistics
+    from muontrap.logic.children import Backoff, Restart
     from muontrap.logic.command import Args, Options
-    from muontrap.logic.supervision import Backoff, Restart
     from muontrap.supervise.branch import Branch
     from muontrap.supervise.readiness import NotifySocket, Probe
     from muontrap.supervise.supervisor import Supervisor

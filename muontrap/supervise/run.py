@@ -170,7 +170,7 @@ class Run:
     def _start(self, process: Process) -> None:
         """It runs."""
         if not self._is_stopped:
-            self._loop.cancel(self._timer)
+            self._forget_time()
         self.pid = process.pid
         self._branch.has_started(self._daemon.name)
         sink = self._daemon._sink(self)
@@ -198,7 +198,7 @@ class Run:
     def _become_ready(self) -> None:
         self._is_ready = True
         if not self._has_ended:
-            self._loop.cancel(self._timer)
+            self._forget_time()
         self._end_errand()
         self._branch.has_become_ready(self._daemon.name)
         self._feed_watchdog()
@@ -241,7 +241,7 @@ class Run:
         assert self.process is not None
         assert self.process.reader is not None
         self._loop.ignore(self.process.reader.fileno())
-        self._loop.cancel(self._timer)
+        self._forget_time()
         # Behind what the pump has asked for: a line of it may have made the daemon ready.
         self._loop.from_thread(self._do, self._judge)
 
@@ -278,7 +278,7 @@ class Run:
     def _let_go(self) -> None:
         """Wait for nothing any more: no word, no time."""
         self._end_errand()
-        self._loop.cancel(self._timer)
+        self._forget_time()
         self._loop.cancel(self._watchdog)
         if self.process:
             self._loop.ignore(self.process._status.fileno())
@@ -289,5 +289,9 @@ class Run:
             errand.end()
 
     def _wait_at_most(self, seconds: float, then: Callable[[], object]) -> None:
-        self._loop.cancel(self._timer)
+        self._forget_time()
         self._timer = self._loop.later(seconds, self._do, then)
+
+    def _forget_time(self) -> None:
+        self._loop.cancel(self._timer)
+        self._timer = None

@@ -6,8 +6,9 @@ import os
 import threading
 
 from muontrap.errors import SupervisorFailed
+from muontrap.logic.children import Child
 from muontrap.logic.command import check_seconds
-from muontrap.logic.supervision import MAX_RESTARTS, MAX_SECONDS, Child
+from muontrap.logic.supervision import MAX_RESTARTS, MAX_SECONDS
 from muontrap.supervise.branch import Branch
 from muontrap.supervise.checks import check_callable, check_child, check_type, names
 from muontrap.supervise.daemon import Daemon
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from muontrap.logic.supervision import Backoff, Restart, Strategy
+    from muontrap.logic.children import Backoff, Restart
+    from muontrap.logic.supervision import Strategy
     from muontrap.supervise.branch import GiveUp, Then
     from muontrap.supervise.daemon import DaemonStatistics
     from muontrap.supervise.events import SupervisorEvent

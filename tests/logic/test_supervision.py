@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from muontrap.logic.supervision import RESTARTS, STRATEGIES, Backoff, Child, Supervision
+from muontrap.logic.children import RESTARTS, Backoff, Child
+from muontrap.logic.supervision import STRATEGIES, Supervision
 
 AT_ONCE = Backoff(initial=0.0)
 
