@@ -207,6 +207,7 @@ class Branch:
         self.machine.ready(name, time.monotonic())
         self._late.discard(name)
         self._tell("ready", name)
+        self._answer()  # now, for it may be over when `_step` comes
         self._due()
 
     def has_exited(self, name: str, failure: str, why: str = "", dead: Link | None = None) -> None:
@@ -261,14 +262,18 @@ class Branch:
             self._late = set()
             if self._above and machine.outcome is None:
                 self._above.has_become_ready(self._owner.name)
+        self._answer()
+        if machine.outcome is not None:
+            self._has_ended(machine.outcome)
+
+    def _answer(self) -> None:
+        """Tell those who wait for what is so now, and all of them at the end."""
         waiting, self._waiters = self._waiters, []
         for condition, then in waiting:
-            if machine.outcome is not None or condition():
+            if self.machine.outcome is not None or condition():
                 then()
             else:
                 self._waiters.append((condition, then))
-        if machine.outcome is not None:
-            self._has_ended(machine.outcome)
 
     def _has_come_up(self) -> bool:
         """Whether all were ready or are down; those too that come and go, or it might never be so."""
