@@ -23,6 +23,8 @@ from muontrap.logic.limits import Limits
 from muontrap.logic.toml_lines import find_lines
 from muontrap.supervise import config
 from muontrap.supervise.config import Changes, ConfigError, Plan, changes, load
+from muontrap.supervise.keys import DAEMON, GROUP
+from muontrap.supervise.places import NOT_HERE
 
 tomllib: Any = config._toml()
 BOUND = 20.0
@@ -172,16 +174,16 @@ def test_an_account_that_may_be_root(file: Path) -> None:
 def test_every_argument_has_a_key_or_a_reason() -> None:
     daemon = inspect.signature(Daemon.__init__).parameters.keys() - {"self", "options"}
     assert daemon | _CHECKERS.keys() == (
-        config._DAEMON.keys() - {"command"} | config._NOT_HERE.keys() - {"shell", "preexec_fn"}
+        DAEMON.keys() - {"command"} | NOT_HERE.keys() - {"shell", "preexec_fn"}
     )
     supervisor = inspect.signature(Supervisor.__init__).parameters.keys() - {"self"}
-    assert supervisor - {"children", "name", "on_event"} == config._GROUP.keys()
-    assert not config._DAEMON.keys() & config._NOT_HERE.keys()
+    assert supervisor - {"children", "name", "on_event"} == GROUP.keys()
+    assert not DAEMON.keys() & NOT_HERE.keys()
 
 
 def test_every_key_is_documented() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    assert not [key for key in (*config._DAEMON, *config._GROUP) if f"`{key}`" not in page]
+    assert not [key for key in (*DAEMON, *GROUP) if f"`{key}`" not in page]
 
 
 def test_the_example_is_right(file: Path) -> None:
@@ -472,7 +474,7 @@ JUNK = st.recursive(
 
 
 @thorough
-@given(st.lists(st.tuples(st.sampled_from(sorted(config._DAEMON)), JUNK), unique_by=lambda pair: pair[0]))
+@given(st.lists(st.tuples(st.sampled_from(sorted(DAEMON)), JUNK), unique_by=lambda pair: pair[0]))
 @example([("ready", "'output:x'"), ("stdout", "'null'")])
 def test_any_values_are_right_or_refused_on_their_lines(
     tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[str, str]]
