@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import socket
 import threading
 import time
@@ -17,6 +18,7 @@ from arena import BOUND, NOBODY
 from recorder import STAYS, Recorder, sh
 
 from muontrap import Daemon, Supervisor
+from muontrap.supervise import control
 from muontrap.supervise.control import Control
 from muontrap.supervise.directory import SOCKET, ControlError, default_directory, only_directory
 
@@ -200,6 +202,40 @@ def waits_of(tree: Supervisor) -> tuple[int, int]:
     assert tree._tree
     loop = tree._tree.loop
     return tree._tree.call(count)
+
+
+def test_without_a_descriptor_for_one_more_others_are_answered_and_he_is_later(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "_PAUSE_OF_ACCEPT", 0.1)
+    with served(run, Daemon(STAYS, name="d")) as tree, Client(run) as early:
+        early.send(do="logs", name="d", follow=True)
+        wait_until(lambda: waits_of(tree)[1] == 1)
+        kept = []
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with Client(run) as late, Client(run):
+            wait_until(lambda: waits_of(tree)[0] == 5)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, hard))
+            try:
+                waiting = [socket.socket(socket.AF_UNIX) for _ in range(3)]
+                with contextlib.suppress(OSError):
+                    while True:
+                        kept.append(os.open("/dev/null", os.O_RDONLY))
+                waiting[0].connect(str(run / SOCKET))
+                begin = time.process_time()
+                time.sleep(0.3)
+                assert time.process_time() - begin < 0.15  # it does not ask again and again
+                late.socket.sendall(b"{}\n")
+                assert "no request of this kind" in late.hear()["error"]
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                for fd in kept:
+                    os.close(fd)
+        waiting[0].settimeout(2 * BOUND)
+        waiting[0].sendall(b"{}\n")
+        assert b"no request of this kind" in waiting[0].recv(1000)
+        for one in waiting:
+            one.close()
 
 
 def test_many_at_once_are_all_answered(run: Path) -> None:
