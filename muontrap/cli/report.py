@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 
 TYPE_CHECKING = False
@@ -26,7 +25,7 @@ _NAMES_HERE = {
     "cgroup_controllers": "--cgroup-controller",
 }
 # A name that stands for itself, and is no part of a path; with its index, where it may be repeated.
-_NAME = re.compile(r"(?<![\w/.'-])(allow_root=True|group=|require=|[a-z]+(?:_[a-z]+)+)(\[\d+\])?(?![\w/])")
+_NAME = r"(?<![\w/.'-])(allow_root=True|group=|require=|[a-z]+(?:_[a-z]+)+)(\[\d+\])?(?![\w/])"
 
 
 def report(result: CompletedProcess, layers: Sequence[str] | None) -> None:
@@ -117,6 +116,8 @@ def say(message: str) -> None:
 
 def text(error: Exception) -> str:
     """Return an error's message, with options as they are called here."""
+    import re
+
     from muontrap.cli.arguments import LIMITS
 
     def name_here(found: re.Match[str]) -> str:
@@ -127,7 +128,7 @@ def text(error: Exception) -> str:
         return f"--{name.replace('_', '-')}" if is_option else found[0]
 
     # A KeyError's own text is the representation of its message.
-    return _NAME.sub(name_here, str(error.args[0] if isinstance(error, KeyError) else error))
+    return re.sub(_NAME, name_here, str(error.args[0] if isinstance(error, KeyError) else error))
 
 
 def _processes(count: int) -> str:

@@ -8,13 +8,12 @@ end, or the sending half of it, gets no more.
 
 from __future__ import annotations
 
-import errno
 import fcntl
-import json
 import os
 import socket
 import time
 from functools import partial
+from importlib import import_module
 
 from muontrap.supervise.branch import Branch
 from muontrap.supervise.daemon import Daemon
@@ -35,7 +34,6 @@ _LONGEST_REQUEST = 64 * 1024
 _PAUSE = 0.1
 # Without a descriptor for one more, others have to go first.
 _PAUSE_OF_ACCEPT = 1.0
-_NO_MORE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _CHANGES = {
     "start": Branch.start_child,
     "stop": Branch.stop_child,
@@ -91,13 +89,15 @@ class Control:
 
     def _accept(self, root: Supervisor, loop: Loop) -> None:
         try:
+            json = import_module("json")  # for those who have something to say
             one, _ = self._listener.accept()
-        except OSError as error:
-            if error.errno in _NO_MORE:
-                loop.ignore(self._listener.fileno())
-                loop.later(_PAUSE_OF_ACCEPT, self._listen, root, loop)
-            return  # else it has gone away already
-        _Conversation(root, loop, one, self._conversations)
+        except BlockingIOError:
+            return  # he has gone away already
+        except (ImportError, OSError):
+            loop.ignore(self._listener.fileno())
+            loop.later(_PAUSE_OF_ACCEPT, self._listen, root, loop)
+            return
+        _Conversation(root, loop, json, one, self._conversations)
 
     def _end(self) -> None:
         """The tree has ended: nobody is answered any more."""
@@ -119,9 +119,12 @@ class _Conversation:
     gets nothing more.
     """
 
-    def __init__(self, root: Supervisor, loop: Loop, one: socket.socket, all_: set[_Conversation]) -> None:
+    def __init__(
+        self, root: Supervisor, loop: Loop, json: Any, one: socket.socket, all_: set[_Conversation]
+    ) -> None:
         self._root = root
         self._loop = loop
+        self._json = json
         self._socket = one
         self._all = all_
         self._received = bytearray()
@@ -170,7 +173,7 @@ class _Conversation:
         self._is_asked, self._received = True, bytearray()
         self._loop.ignore(self._socket.fileno())  # he waits, unless he follows
         try:
-            request = json.loads(line.decode())
+            request = self._json.loads(line.decode())
             self._answer(request if isinstance(request, dict) else {})
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             self._finish(error=str(error.args[0] if isinstance(error, KeyError) else error))
@@ -224,7 +227,7 @@ class _Conversation:
             self._say(output=new.decode(errors="surrogateescape"))
 
     def _say(self, **answer: Any) -> None:
-        self._to_send += json.dumps(answer).encode() + b"\n"
+        self._to_send += self._json.dumps(answer).encode() + b"\n"
 
     def _finish(self, **answer: Any) -> None:
         """Give the last answer."""
