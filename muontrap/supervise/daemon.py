@@ -123,9 +123,6 @@ class Daemon:
         recent_output: int = _RECENT,
         **options: Unpack[Options],
     ) -> None:
-        check_type("recent_output", recent_output, int, "a number of bytes")
-        if recent_output < 0:
-            raise ValueError(f"recent_output must be 0 or more, not {recent_output!r}")
         check_callable("exit_status_to_reason", exit_status_to_reason)
         self.supervisor: Supervisor | None = None
         self._restart = restart
@@ -139,7 +136,7 @@ class Daemon:
         self._ready = None if ready is None else _probe("ready", ready)
         self._ready_timeout = _positive("ready_timeout", ready_timeout)
         self._watchdog = _positive("watchdog", watchdog)
-        self._recent = Recent(recent_output)
+        self._recent = Recent(_size("recent_output", recent_output))
         self._reads = bool(recent_output or log_output is not None or ready)
         self._given = (args, options) if self._is_heard else None
         self._launcher = self._make_launcher(args, options)
@@ -342,6 +339,13 @@ class Daemon:
         if result.returncode in self._success and result.reason == "exited":
             return ""
         return _why(result)
+
+
+def _size(option: str, count: int) -> int:
+    check_type(option, count, int, "a number of bytes")
+    if count < 0:
+        raise ValueError(f"{option} must be 0 or more, not {count!r}")
+    return count
 
 
 def _positive(option: str, seconds: float | None) -> float | None:

@@ -119,6 +119,8 @@ class Run:
 
     def _launch(self, problem: str) -> None:
         """Go on, as what it waits for is there; or end, for that was the problem."""
+        if self._is_stopped:
+            return  # the end is on its way
         if problem:
             self._finish(problem)
             return
