@@ -8,7 +8,6 @@ import fcntl
 import os
 import select
 import signal
-import socket
 import sys
 import threading
 import time
@@ -53,13 +52,13 @@ class Link:
         self.keep_privileges = keep_privileges
         self.environment: dict[bytes, bytes] = dict(environment())
         self.bases: set[str] = set()  # directories in which its cgroups are
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         self._requests = ours
         self._words, words = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._pidfds: list[int] = []
         try:
             # Before the guard can read: from now on the kernel says who sends.
-            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            theirs.setsockopt(_socket.SOL_SOCKET, _socket.SO_PASSCRED, 1)
             self._spawn(executable, theirs.fileno(), words)
             theirs.close()
             os.close(words)
@@ -98,7 +97,6 @@ class Link:
         Returns:
             The socket that the guard answers on.
         """
-        # Not by `socket`, in whose hands a pair takes twice as long, at each launch.
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         try:
             self._send(launch, ours, [theirs.fileno(), *fds])
@@ -116,7 +114,7 @@ class Link:
         channel: _socket.socket = self._requests
         for data, first, after in packets(launch.encode(), len(fds)):
             some = fds[first:after]
-            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, pack(f"{len(some)}i", *some))
+            rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, pack(f"{len(some)}i", *some))
             channel.sendmsg([data], [rights] if some else [])
             channel = status
 
