@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from typing import IO, Any, Literal, NoReturn, TypeAlias, overload
 
     from muontrap.host.cgroups import Cgroup, Placing
+    from muontrap.host.delivery import Reader
     from muontrap.host.exchange import Sink
     from muontrap.host.link import Link
-    from muontrap.host.pump import Reader
     from muontrap.host.status import Status
     from muontrap.host.streams import Pipes
     from muontrap.logic.command import Args, Command
@@ -244,6 +244,9 @@ class Process:
         """
         if self._status.is_closed:
             return
+        if self.reader and self.reader.is_within_pump:
+            self._let_go()
+            return
         try:
             if self._status.is_running:
                 self.stop()
@@ -269,12 +272,7 @@ class Process:
         if not hasattr(self, "_is_told") or self._status.is_closed:
             return
         is_left = self._status.is_running and not self._status.link.is_closed
-        if is_left:
-            self._status.let_go()
-        if self.reader:
-            self.reader.leave(self._close_files)
-        else:
-            self._close_files()
+        self._let_go()
         if is_left:  # last, for it may raise
             warnings.warn(f"command {self.pid} still runs, and is stopped", ResourceWarning, 2, source=self)
 
@@ -302,7 +300,7 @@ class Process:
 
     def call_back(self, sinks: dict[int, Sink], *, explicit: bool) -> None:
         """Let the host's pump read. For `Launcher.launch`."""
-        from muontrap.host.pump import Reader
+        from muontrap.host.delivery import Reader
 
         self.reader = Reader(self._command, self._pipes, self._status, sinks, explicit=explicit)
 
@@ -371,14 +369,15 @@ class Process:
         self._status.check_here()
         if self.reader.is_calling:
             raise RuntimeError("a callback can't wait for its own command, which waits for the callback")
+        if deadline is None and self.reader.is_within_pump:
+            raise RuntimeError("this finalizer can't wait: it has interrupted what calls callbacks")
         while not self.reader.is_done:
             fd = self.reader.fileno()
             left = None if deadline is None else deadline - time.monotonic()
             if fd >= 0 and not wait_readable([fd], left):
                 return False
         self._is_told = True
-        if self.reader.error:
-            raise self.reader.error
+        self.reader.check()
         return self._status.has_ended()
 
     def _check_readable(self) -> None:
@@ -404,6 +403,15 @@ class Process:
         from muontrap.host import reader
 
         return reader.chunks(self._command, self._pipes, self._status, targets)
+
+    def _let_go(self) -> None:
+        """Close it without waiting for anything: in a finalizer."""
+        if self._status.is_running and not self._status.link.is_closed:
+            self._status.let_go()
+        if self.reader:
+            self.reader.leave(self._close_files)
+        else:
+            self._close_files()
 
     def _close_files(self) -> None:
         with self._closing:
