@@ -754,7 +754,7 @@ def wait_named(arena: Arena, pid: int, name: str) -> None:
 @pytest.mark.parametrize("way", WAYS)
 def test_output_ends_with_the_command_though_another_process_writes_on(way: str) -> None:
     """One that was left alone; it ends when nobody is left to read."""
-    launcher = Launcher(sh("echo x; yes & exit 3"), stdout=PIPE, kill_mode="process", stdio_window=2**20)
+    launcher = Launcher(sh("echo x; yes & exit 3"), stdout=PIPE, kill_mode="process", stdio_window=2**25)
     output, result = read(launcher, way)
     assert (result.returncode, result.reason) == (3, "exited")
     assert output.startswith(b"x\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from itertools import chain
 from operator import itemgetter
 
@@ -15,12 +16,13 @@ from muontrap.host.streams import CHUNK, left_in
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import select
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from typing import Any
 
     from muontrap.host.status import Status
     from muontrap.host.streams import Pipes
     from muontrap.logic.command import Command
+    from muontrap.logic.lines import LineSplitter, TextSplitter
 
 # Between two looks at whether the command is gone, and others hold the pipe.
 _READS = 64
@@ -57,7 +59,7 @@ def _pieces(
     poll, read, open_fds = poll_for([status.fileno(), *fds]), os.read, pipes.fds
     reads = _READS if len(fds) == 1 else 1
     while fds:
-        came = False
+        is_more = False
         for fd, target in list(fds.items()):
             for _ in range(reads):
                 try:
@@ -68,29 +70,32 @@ def _pieces(
                     del fds[fd]
                     poll.unregister(fd)
                     break
-                came = True
                 yield target, data
                 if open_fds[target] is None:
                     raise _closed(status)
+                if len(data) < size:
+                    break
+            else:
+                is_more = True
         # At the end of file too: a guard's death is one.
-        if _has_ended(command, status, poll, came=came or not fds):
+        if _has_ended(command, status, poll, waits=bool(fds) and not is_more):
             yield from _rest(pipes, status, fds, size)
             return
 
 
-def _has_ended(command: Command, status: Status, poll: select.poll, *, came: bool) -> bool:
-    """Wait for output, or only look if some `came`; return whether nothing of the command is left."""
+def _has_ended(command: Command, status: Status, poll: select.poll, *, waits: bool) -> bool:
+    """Wait for output, or only look; return whether nothing of the command is left."""
     now = time.monotonic()
-    patience = None if came else command.patience(now)
+    patience = command.patience(now) if waits else None
     while True:
         deadline = patience.deadline if patience else None
-        until = status.sooner(now if came else deadline)
+        until = status.sooner(deadline if waits else now)
         events = poll.poll(poll_ms(None if until is None else until - time.monotonic()))
         if status.is_closed:
             raise _closed(status)
         if any(fd == status.fileno() for fd, _ in events) and status.has_ended():
             return True
-        if came or any(fd != status.fileno() for fd, _ in events):
+        if not waits or any(fd != status.fileno() for fd, _ in events):
             return False
         now = time.monotonic()
         status.is_late(None)
@@ -115,9 +120,12 @@ def _closed(status: Status) -> ValueError:
     return ValueError(f"the output of command {status.pid} was closed while it was read")
 
 
-def lines(command: Command, pieces: Iterator[tuple[int, bytes]], targets: tuple[int, ...]) -> Iterator[Any]:
+def lines(
+    command: Command, pieces: Iterator[tuple[int, bytes]], targets: tuple[int, ...], *, keepends: bool
+) -> Iterator[Any]:
     """Return the lines of the streams' `chunks`, with two of them (target, line)."""
-    lists = _lists_of_lines(command, pieces, targets)
+    make = partial(make_splitter, command, as_text=command.is_text, keepends=keepends)
+    lists = _lists_of_lines({target: make() for target in targets}, pieces)
     if len(targets) == 1:
         # Twice as fast as a generator that is gone through for each line.
         return chain.from_iterable(map(itemgetter(1), lists))
@@ -125,9 +133,8 @@ def lines(command: Command, pieces: Iterator[tuple[int, bytes]], targets: tuple[
 
 
 def _lists_of_lines(
-    command: Command, pieces: Iterator[tuple[int, bytes]], targets: tuple[int, ...]
-) -> Iterator[tuple[int, list[Any]]]:
-    splitters = {target: make_splitter(command, as_text=command.is_text) for target in targets}
+    splitters: dict[int, LineSplitter | TextSplitter], pieces: Iterator[tuple[int, bytes]]
+) -> Iterator[tuple[int, Iterable[Any]]]:
     died = None
     try:
         for target, data in pieces:
