@@ -53,29 +53,41 @@ class _Splitter:
         self._tail = bytearray()
         self._after_return = False
 
-    def _take(self, chunk: bytes) -> bytes:
-        """Return what was kept with what came, all ends as `\\n`; empty as long as no line can be in it."""
-        if not chunk:
-            return b""
+    def _is_long(self, chunk: bytes) -> bool:
+        return len(self._tail) + len(chunk) > self._max_line
+
+    def _same_ends(self, chunk: bytes) -> bytes:
+        """Return it with all ends as `\\n`; what only completes an end that was there is left out."""
         if self._after_return or b"\r" in chunk:
             known = int(self._after_return and chunk.startswith(b"\n"))
-            self._after_return = chunk.endswith(b"\r")
+            self._after_return = chunk.endswith(b"\r") if chunk else self._after_return
             chunk = chunk[known:].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        if b"\n" not in chunk and len(self._tail) + len(chunk) <= self._max_line:
-            self._tail += chunk  # not copied again and again, however small the chunks are
-            return b""
-        return self._with_tail(chunk)
+        return chunk
 
     def _with_tail(self, chunk: bytes | memoryview) -> bytes:
         whole = b"".join((self._tail, chunk))
         self._tail.clear()
         return whole
 
-    def _split(self, whole: bytes) -> list[bytes]:
+    def _complete(self, chunk: bytes) -> bytes:
+        """Return the lines that are complete with this, in one and with their ends; keep the rest.
+
+        What is kept is not copied again and again, however small the chunks are.
+        """
+        end = chunk.rfind(b"\n") + 1
+        whole = self._with_tail(memoryview(chunk)[:end]) if end else b""
+        self._tail += chunk[end:]
+        return whole
+
+    def _without_ends(self, chunk: bytes) -> list[bytes]:
         """Return the lines and pieces that are complete, keep the last."""
-        lines = whole.split(b"\n")
-        if len(whole) > self._max_line and self._has_long(lines):
-            lines = [piece for line in lines for piece in self._pieces(line)]
+        chunk = self._same_ends(chunk)
+        if self._is_long(chunk):
+            lines = self._cut(self._with_tail(chunk).split(b"\n"))
+        else:
+            lines = chunk.split(b"\n")
+            if len(lines) > 1:
+                lines[0] = self._with_tail(lines[0])
         self._tail += lines.pop()
         return lines
 
@@ -84,29 +96,21 @@ class _Splitter:
 
         An iteration of `BytesIO` makes each line when it is asked for: twice as fast as a list.
         """
-        if self._after_return or b"\r" in chunk:
+        if self._after_return or b"\r" in chunk or self._is_long(chunk):
             return self._with_any_ends(self._with_tail(chunk))
-        complete = chunk.rfind(b"\n") + 1
-        if len(self._tail) + len(chunk) > self._max_line:
-            return self._with_any_ends(self._with_tail(chunk))
-        if not complete:
-            self._tail += chunk
-            return ()
-        whole = self._with_tail(memoryview(chunk)[:complete])
-        self._tail += chunk[complete:]
-        return io.BytesIO(whole)
+        return io.BytesIO(self._complete(chunk))
 
     def _with_any_ends(self, whole: bytes) -> list[bytes]:
-        lines = whole.splitlines(True)
-        if len(whole) > self._max_line and self._has_long(lines):
-            lines = [piece for line in lines for piece in self._pieces(line)]
+        lines = self._cut(whole.splitlines(True))
         self._after_return = whole.endswith(b"\r")
         if lines and not lines[-1].endswith(b"\n"):
             self._tail += lines.pop()
         return lines
 
-    def _has_long(self, lines: list[bytes]) -> bool:
-        return max(map(len, lines)) > self._max_line
+    def _cut(self, lines: list[bytes]) -> list[bytes]:
+        if max(map(len, lines), default=0) <= self._max_line:
+            return lines
+        return [piece for line in lines for piece in self._pieces(line)]
 
     def _pieces(self, line: bytes) -> Iterator[bytes]:
         """Divide a line that may be too long; its end does not count, and comes with the last piece."""
@@ -136,7 +140,7 @@ class LineSplitter(_Splitter):
 
     def feed(self, chunk: bytes) -> Iterable[bytes]:
         """Return the lines that are complete with this chunk; of a longer one its pieces, as `CutBytes`."""
-        return self._with_ends(chunk) if self._keepends else self._split(self._take(chunk))
+        return self._with_ends(chunk) if self._keepends else self._without_ends(chunk)
 
     def finish(self) -> list[bytes]:
         """Return the last line, if it had no end."""
@@ -176,20 +180,18 @@ class TextSplitter(_Splitter):
     def feed(self, chunk: bytes) -> Iterable[str]:
         """Return the lines that are complete with this chunk; of a longer one its pieces, as `CutText`."""
         if self._keepends:
-            return self._text_with_ends(self._with_ends(chunk))
-        whole = self._take(chunk)
-        one_by_one = self._decoder or not self._together
-        if one_by_one or (len(whole) > self._max_line and self._has_long(whole.split(b"\n"))):
-            return self._decode(self._split(whole))
-        head, end, tail = whole.rpartition(b"\n")
-        self._tail += tail
-        return head.decode(self._encoding, self._errors).split("\n") if end else []
+            return self._text_with_ends(chunk)
+        if self._decoder or not self._together or self._is_long(chunk):
+            return self._decode(self._without_ends(chunk))
+        whole = self._complete(self._same_ends(chunk))
+        return whole[:-1].decode(self._encoding, self._errors).split("\n") if whole else []
 
     def finish(self) -> list[str]:
         """Return the last line, if it had no end."""
         return self._decode(self._rest())
 
-    def _text_with_ends(self, lines: Iterable[bytes]) -> Iterable[str]:
+    def _text_with_ends(self, chunk: bytes) -> Iterable[str]:
+        lines = self._with_ends(chunk)
         one_by_one = self._decoder or not self._together or self._errors == "strict"
         if one_by_one or not isinstance(lines, io.BytesIO):
             return self._decode(list(lines))
