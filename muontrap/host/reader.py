@@ -40,7 +40,8 @@ def chunks(
     # Descriptors of our own: another thread may close the process, and open others under their numbers.
     own = {os.dup(fd): target for target in targets if (fd := pipes.fds[target]) is not None}
     fds, size = dict(own), min(pipes.window, CHUNK)
-    for fd in own:
+    for fd, target in own.items():
+        pipes.iterated[fd] = target
         os.set_blocking(fd, False)
     try:
         yield from _pieces(command, pipes, status, fds, size)
@@ -48,8 +49,10 @@ def chunks(
         yield from _rest(pipes, status, fds, size)
         raise
     finally:
-        for fd in own:
-            os.set_blocking(fd, True)
+        for fd, target in own.items():
+            del pipes.iterated[fd]
+            if target not in pipes.iterated.values():  # which would block as well
+                os.set_blocking(fd, True)
             os.close(fd)
 
 
