@@ -190,8 +190,8 @@ class Process:
 
         Args:
             stream: as for `chunks`.
-            keepends: lines with their ends, as they are in the output, and as from a file.  That is
-                twice as fast; a line that ends with a `\\r` comes with the next byte.
+            keepends: lines with their ends, as they are in the output.  That is faster; a line that ends
+                with `\\r` comes when the next byte is there.
         """
         from muontrap.host import reader
 

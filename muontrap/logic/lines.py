@@ -192,8 +192,11 @@ class TextSplitter(_Splitter):
 
     def _text_with_ends(self, chunk: bytes) -> Iterable[str]:
         lines = self._with_ends(chunk)
-        one_by_one = self._decoder or not self._together or self._errors == "strict"
-        if one_by_one or not isinstance(lines, io.BytesIO):
+        if self._decoder or not self._together or not isinstance(lines, io.BytesIO):
+            return self._decode(list(lines))
+        if lines.getvalue().isascii():
+            return map(bytes.decode, lines)
+        if self._errors == "strict":
             return self._decode(list(lines))
         return map(bytes.decode, lines, repeat(self._encoding), repeat(self._errors))
 

@@ -221,12 +221,12 @@ def test_strict(encoding: str) -> None:
 @pytest.mark.parametrize("encoding", ["utf-8", "cp1252"])
 def test_strict_with_ends(encoding: str) -> None:
     splitter = TextSplitter(encoding=encoding, errors="strict", keepends=True)
-    assert splitter.feed(b"one\ntw") == ["one\n"]
+    assert list(splitter.feed(b"one\ntw")) == ["one\n"]
     with pytest.raises(UnicodeDecodeError) as caught:
         splitter.feed(b"o\n\x81\nthr")
     assert caught.value.object == b"two\n\x81\n"
     assert (caught.value.start, caught.value.end) == (4, 6)
-    assert splitter.feed(b"ee\n") == ["three\n"]
+    assert list(splitter.feed(b"ee\n")) == ["three\n"]
 
 
 def test_strict_in_a_piece() -> None:
