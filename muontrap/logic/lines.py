@@ -10,7 +10,7 @@ them, it is there when the next byte says what its end is, or `finish`.
 from __future__ import annotations
 
 import codecs
-import io
+from io import BytesIO
 from itertools import repeat
 
 from muontrap.logic.command import MAX_LINE
@@ -98,7 +98,7 @@ class _Splitter:
         """
         if self._after_return or b"\r" in chunk or self._is_long(chunk):
             return self._with_any_ends(self._with_tail(chunk))
-        return io.BytesIO(self._complete(chunk))
+        return BytesIO(self._complete(chunk))
 
     def _with_any_ends(self, whole: bytes) -> list[bytes]:
         lines = self._cut(whole.splitlines(True))
@@ -192,7 +192,7 @@ class TextSplitter(_Splitter):
 
     def _text_with_ends(self, chunk: bytes) -> Iterable[str]:
         lines = self._with_ends(chunk)
-        if self._decoder or not self._together or not isinstance(lines, io.BytesIO):
+        if self._decoder or not self._together or not isinstance(lines, BytesIO):
             return self._decode(list(lines))
         if lines.getvalue().isascii():
             return map(bytes.decode, lines)
