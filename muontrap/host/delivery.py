@@ -158,13 +158,12 @@ class Reader:
     def late(self) -> None:
         """End the command, if it was silent for too long."""
         with self._pump.lock:
-            if not self._patience or not self._sinks or not self._patience.is_late(time.monotonic()):
-                return
-            if any(map(left_in, self._sinks)):  # it was waiting for its turn
-                self._expect()
-                return
-            self._patience = None
-        self._status.ask(-1.0, b"inactivity")
+            if self._patience and self._sinks and self._patience.is_late(time.monotonic()):
+                if any(map(left_in, self._sinks)):  # it was waiting for its turn
+                    self._expect()
+                else:
+                    self._patience = None
+                    self._status.ask(-1.0, b"inactivity")
 
     def wants(self, fd: int) -> bool:
         """Tell whether one of its descriptors is to be waited for now."""
@@ -205,36 +204,47 @@ class Reader:
     def _read(self, fd: int) -> bool:
         """Hand over what one read gives; return whether there may be more, and room for it."""
         with self._pump.lock:
-            sink = self._sinks.get(fd)
-            size = min(self._window.room, CHUNK)
-            if sink is None or not size:
-                return False
-            if self._left is not None:
-                size = min(size, self._left[fd])
-            try:
-                data = os.read(fd, size)
-            except BlockingIOError:
-                return False
-            self._window.took(len(data))
-            if self._patience:
-                self._patience.pause()
+            sink, data = self._sinks.get(fd), None
+            if sink:
+                size = min(self._window.room, CHUNK, self._left[fd] if self._left is not None else CHUNK)
+                data = self._next(fd, size)
+        if sink is None or data is None:
+            return False
         if data:
             sink.take(data)
         with self._pump.lock:
             if self._is_over:
                 return False
-            if data and not self._explicit:
-                self._window.handled(len(data))
-            if self._left is not None:
-                self._left[fd] -= len(data)
-            self._is_paused = not self._window.room
-            if self._window.room:  # even if a finalizer has acknowledged just now
-                self._is_paused = False
-                self._expect()
-        if not data or (self._left is not None and not self._left[fd]):
+            is_end = self._note_handled(fd, len(data))
+        if is_end:
             self._finish(fd)
-            return False
-        return len(data) == size
+        return len(data) == size and not is_end
+
+    def _next(self, fd: int, size: int) -> bytes | None:
+        """Return what there is to read, empty at the end of file; None if there is nothing, or no room."""
+        if not size:
+            return None
+        try:
+            data = os.read(fd, size)
+        except BlockingIOError:
+            return None
+        self._window.took(len(data))
+        if self._patience:
+            self._patience.pause()
+        return data
+
+    def _note_handled(self, fd: int, count: int) -> bool:
+        """Note what a callback was given; return whether the stream is at its end."""
+        if count and not self._explicit:
+            self._window.handled(count)
+        self._is_paused = not self._window.room
+        if self._window.room:  # even if a finalizer has acknowledged just now
+            self._is_paused = False
+            self._expect()
+        if self._left is None:
+            return not count
+        self._left[fd] -= count
+        return not count or not self._left[fd]
 
     def _expect(self) -> None:
         if self._patience:
