@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -953,6 +954,30 @@ def test_nobody_waits_who_keeps_the_pump_from_going_on() -> None:
         process.close()
     assert wait_readable([pidfd], time.monotonic() + BOUND)
     os.close(pidfd)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"on_stdout": lambda _: None}], ids=["pipe", "callback"])
+@pytest.mark.parametrize("args", [["echo", "x"], ["sleep", "1000"]], ids=["ended", "running"])
+def test_a_process_in_a_cycle_leaves_no_descriptor(args: list[str], arguments: dict[str, Any]) -> None:
+    """Whose finalizer is run after that of its socket, and with another that closes it."""
+
+    class Closer:
+        def __init__(self, process: Process) -> None:
+            self.process = process
+            self.itself = self
+
+        def __del__(self) -> None:
+            with contextlib.suppress(OSError):
+                self.process.close()
+
+    process = Launcher(args, stdout=PIPE).launch(**arguments)
+    if args[0] == "echo":
+        wait_readable([process.fileno()], time.monotonic() + BOUND)
+    Closer(process)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        del process
+        gc.collect()
 
 
 # --- Many

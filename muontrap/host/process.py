@@ -71,6 +71,7 @@ class Process:
         self._pipes = pipes
         self._exchange: Exchange | None = None
         self._closing = threading.Lock()
+        self._is_closed = False
         self._is_told = False
         self._is_late = False
 
@@ -274,9 +275,9 @@ class Process:
                 raise
 
     def __del__(self) -> None:
-        if not hasattr(self, "_is_told") or self._status.is_closed:
+        if not hasattr(self, "_is_told") or self._is_closed or self._status.link.is_closed:
             return
-        is_left = self._status.is_running and not self._status.link.is_closed
+        is_left = self._status.is_running
         self._let_go()
         if is_left:  # last, for it may raise
             warnings.warn(f"command {self.pid} still runs, and is stopped", ResourceWarning, 2, source=self)
@@ -410,8 +411,8 @@ class Process:
         return reader.chunks(self._command, self._pipes, self._status, targets)
 
     def _let_go(self) -> None:
-        """Close it without waiting for anything: in a finalizer."""
-        if self._status.is_running and not self._status.link.is_closed:
+        """Close it without waiting: in a finalizer. The one of its socket may have run already."""
+        if self._status.is_running and not self._status.is_closed:
             self._status.let_go()
         if self.reader:
             self.reader.leave(self._close_files)
@@ -424,6 +425,7 @@ class Process:
                 self.reader.close()
             self._pipes.close()
             self._status.close()
+            self._is_closed = True
 
 
 _TARGETS = {"stdout": (1,), "stderr": (2,), "both": (1, 2)}
