@@ -52,6 +52,14 @@ def join_ours() -> None:
             assert not thread.is_alive()
 
 
+def wait_both() -> list[threading.Thread]:
+    """Wait until the pump's first thread has started the second."""
+    deadline = time.monotonic() + BOUND
+    while len(ours()) < 2:
+        assert time.monotonic() < deadline
+    return sorted(ours(), key=lambda thread: thread.name)
+
+
 @pytest.fixture(autouse=True)
 def nothing_stays() -> Iterator[None]:
     """No thread and no descriptor more than before."""
@@ -124,7 +132,7 @@ def test_all_commands_have_one_thread_which_is_not_that_of_the_launch() -> None:
 
     with contextlib.ExitStack() as stack:
         processes = [stack.enter_context(STAYS.launch(on_stdout=note)) for _ in range(20)]
-        assert sorted(thread.name for thread in ours()) == ["muontrap-pump", "muontrap-standby"]
+        assert [thread.name for thread in wait_both()] == ["muontrap-pump", "muontrap-standby"]
         assert all(thread.daemon for thread in ours())
         for process in processes:
             process.kill()
@@ -995,8 +1003,10 @@ def test_two_hundred_launches_in_a_loop() -> None:
 def test_the_threads_of_one_command_end_though_the_next_is_busy() -> None:
     for _ in range(3):
         join_ours()
-        with ECHO.launch(on_stdout=lambda _: None) as process:
-            first, second = sorted(ours(), key=lambda thread: thread.name)
+        with Launcher(["cat"], stdin=PIPE).launch(on_stdout=lambda _: None) as process:
+            first, second = wait_both()
+            assert process.stdin is not None
+            process.stdin.close()
             process.wait(BOUND)
         first.join(BOUND)
         with YES.launch(on_stdout=lambda _: None):
