@@ -64,9 +64,9 @@ def _pieces(
     poll, read, open_fds = poll_for([status.fileno(), *fds]), os.read, pipes.fds
     reads = _READS if len(fds) == 1 else 1
     while fds:
-        is_more = False
+        came = False
         for fd, target in list(fds.items()):
-            for _ in range(reads):
+            for _ in range(reads):  # until nothing is there: that costs less than to be woken for each write
                 try:
                     data = read(fd, size)
                 except BlockingIOError:
@@ -75,15 +75,12 @@ def _pieces(
                     del fds[fd]
                     poll.unregister(fd)
                     break
+                came = True
                 yield target, data
                 if open_fds[target] is None:
                     raise _closed(status)
-                if len(data) < size:
-                    break
-            else:
-                is_more = True
         # At the end of file too: a guard's death is one.
-        if _has_ended(command, status, poll, waits=bool(fds) and not is_more):
+        if _has_ended(command, status, poll, waits=bool(fds) and not came):
             yield from _rest(pipes, status, fds, size)
             return
 
