@@ -79,9 +79,6 @@ class Pump:
         first = None
         with self.lock:
             self._open.add(reader)
-            for fd in fds:
-                self._epoll.register(fd, _ARMED)
-                self._readers[fd] = reader
             if self._first is None:
                 first = self._first = _thread("muontrap-pump", self._serve)
         if first:
@@ -94,6 +91,10 @@ class Pump:
                 for other in others:
                     other.fail(error)
                 raise
+        with self.lock:
+            for fd in fds if reader in self._open else ():  # it may have failed by now
+                self._epoll.register(fd, _ARMED)
+                self._readers[fd] = reader
 
     def arm(self, reader: Reader) -> None:
         """Wait again for what the reader had a turn for, or may have one for. The caller has the lock."""

@@ -441,7 +441,6 @@ class Run:
         if daemon._reads_output:
             process.call_back({1: _Output(self)}, explicit=False)
         self._readiness = self._loop.create_task(self._become_ready())
-        await asyncio.sleep(0)  # it begins, though the process may have ended: that is not waited for
         while not process._status.has_ended():
             await self._word(process)
         if process.reader and not process.reader.is_done:
