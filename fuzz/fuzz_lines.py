@@ -14,7 +14,13 @@ def target(data: bytes) -> None:
     limit = 1 + (data[0] >> 2 if data else 0)
     encoding = ENCODINGS[data[0] & 3 if data else 0]
     splitter, texts = LineSplitter(limit), TextSplitter(limit, encoding)
+    with_ends, texts_with_ends = (
+        LineSplitter(limit, keepends=True),
+        TextSplitter(limit, encoding, keepends=True),
+    )
     whole, at = b"", 1
+    ended: list[bytes] = []
+    ended_texts: list[str] = []
     lines: list[bytes] = []
     decoded: list[str] = []
     while at < len(data):
@@ -23,9 +29,18 @@ def target(data: bytes) -> None:
         whole += chunk
         lines += splitter.feed(chunk)
         decoded += texts.feed(chunk)
+        ended += with_ends.feed(chunk)
+        ended_texts += texts_with_ends.feed(chunk)
         assert len(splitter._tail) <= limit
+        assert len(with_ends._tail.removesuffix(b"\r")) <= limit
     lines += splitter.finish()
     decoded += texts.finish()
+    ended += with_ends.finish()
+    ended_texts += texts_with_ends.finish()
+    assert b"".join(ended) == whole
+    assert [line.rstrip(b"\r\n") for line in ended] == lines
+    assert [text.rstrip("\r\n") for text in ended_texts] == decoded
+    assert [isinstance(line, Cut) for line in ended] == [isinstance(text, Cut) for text in ended_texts]
     assert all(len(line) == limit if isinstance(line, Cut) else len(line) <= limit for line in lines)
     expected = whole.splitlines()
     assert b"".join(line if isinstance(line, Cut) else line + b"\n" for line in lines) == _ended(expected)

@@ -6,10 +6,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from muontrap.errors import ContainmentError, GuardDied, GuardError, MuontrapError, SupervisorFailed
     from muontrap.host.cgroups import Cgroup
+    from muontrap.host.delivery import Reader
     from muontrap.host.launcher import Launcher
     from muontrap.host.link import start_guard
     from muontrap.host.process import Process
-    from muontrap.host.pump import Reader
     from muontrap.host.results import (
         CalledProcessError,
         CompletedProcess,
@@ -81,7 +81,7 @@ _HOMES = {
     "LogLines": "host.sinks",
     "MuontrapError": "errors",
     "Process": "host.process",
-    "Reader": "host.pump",
+    "Reader": "host.delivery",
     "SignalSent": "host.results",
     "Supervisor": "supervise.supervisor",
     "SupervisorEvent": "supervise.events",

@@ -114,9 +114,15 @@ LOGIC = sorted((PACKAGE / "logic").glob("*.py"))
 
 @pytest.mark.parametrize("path", [*LOGIC, PACKAGE / "errors.py"], ids=lambda path: path.name)
 def test_decisions_have_no_io(path: Path) -> None:
-    wrong = [pair for pair in imports(path, types=False) if pair[0].partition(".")[0] in NO_LOGIC]
+    tree = ast.parse(path.read_text())
+    in_memory = [node.lineno for node in tree.body if ast.unparse(node) == "from io import BytesIO"]
+    wrong = [
+        (module, line)
+        for module, line in imports(path, types=False)
+        if module.partition(".")[0] in NO_LOGIC and line not in in_memory
+    ]
     assert not wrong
-    called = {node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
+    called = {node.func for node in ast.walk(tree) if isinstance(node, ast.Call)}
     names = {function.id for function in called if isinstance(function, ast.Name)}
     assert not names & {"open", "print", "input", "exec", "eval", "__import__"}
 

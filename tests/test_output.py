@@ -638,6 +638,28 @@ def test_lines(options: dict[str, Any], kind_of_line: type, window: int | None) 
     assert {index for index, line in enumerate(lines) if isinstance(line, Cut)} == {4, 7}
 
 
+@windows
+@pytest.mark.parametrize(("options", "kind_of_line"), [({}, bytes), ({"text": True}, str)])
+def test_lines_with_their_ends(options: dict[str, Any], kind_of_line: type, window: int | None) -> None:
+    """Of one stream and of both; joined they are the output."""
+    expected = [b"one\n", b"two\r\n", b"\r", b"\xc3\xa9 \n", b"12345678", b"9\r\n", b"x\xff\xc3"]
+    data = b"".join(expected)
+    if kind_of_line is str:
+        expected = [line.decode(errors="replace") for line in expected]  # type: ignore[misc]
+    launcher = Launcher(
+        printing(data, data), stdout=PIPE, stderr=PIPE, max_line=8, stdio_window=window, **options
+    )
+    with launcher.launch() as process:
+        lines = list(process.lines("stdout", keepends=True))
+        assert list(process.lines("stderr", keepends=True)) == lines
+    assert lines == expected
+    assert {index for index, line in enumerate(lines) if isinstance(line, Cut)} == {4}
+    with launcher.launch() as process:
+        both = list(process.lines("both", keepends=True))
+    for stream in ("stdout", "stderr"):
+        assert [line for name, line in both if name == stream] == expected
+
+
 def test_lines_are_strict_when_asked() -> None:
     with Launcher(printing(b"good\nb\xffd"), stdout=PIPE, errors="strict").launch() as process:
         lines = process.lines()
@@ -687,8 +709,8 @@ def test_a_process_that_is_closed_under_its_iterator() -> None:
             next(pieces)
 
 
-def test_the_file_object_reads_and_blocks_again_after_an_iterator() -> None:
-    """Iterators do not wait in read(2); a file object is to."""
+def test_the_file_object_reads_and_blocks_again_after_all_iterators() -> None:
+    """They do not wait in read(2); a file object is to."""
     with Launcher(["cat"], stdin=PIPE, stdout=PIPE).launch() as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -696,7 +718,13 @@ def test_the_file_object_reads_and_blocks_again_after_an_iterator() -> None:
         process.stdin.flush()
         chunks = process.chunks()
         assert next(chunks) == b"one\n"
+        second = process.lines()
+        process.stdin.write(b"two\n")
+        process.stdin.flush()
+        assert next(second) == b"two"
         del chunks
+        assert not os.get_blocking(process.stdout.fileno())
+        del second
         assert os.get_blocking(process.stdout.fileno())
 
 
@@ -754,7 +782,7 @@ def wait_named(arena: Arena, pid: int, name: str) -> None:
 @pytest.mark.parametrize("way", WAYS)
 def test_output_ends_with_the_command_though_another_process_writes_on(way: str) -> None:
     """One that was left alone; it ends when nobody is left to read."""
-    launcher = Launcher(sh("echo x; yes & exit 3"), stdout=PIPE, kill_mode="process", stdio_window=2**20)
+    launcher = Launcher(sh("echo x; yes & exit 3"), stdout=PIPE, kill_mode="process", stdio_window=2**25)
     output, result = read(launcher, way)
     assert (result.returncode, result.reason) == (3, "exited")
     assert output.startswith(b"x\n")

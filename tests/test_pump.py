@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,6 +21,7 @@ from hostlib import GRACE, hear, kind, muontrap, open_fds, say
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import muontrap.host.delivery
 import muontrap.host.pump
 from muontrap import PIPE, Launcher, Process
 from muontrap.logic.command import DEFAULT_WINDOW
@@ -48,6 +50,14 @@ def join_ours() -> None:
         for thread in threads:
             thread.join(BOUND)
             assert not thread.is_alive()
+
+
+def wait_both() -> list[threading.Thread]:
+    """Wait until the pump's first thread has started the second."""
+    deadline = time.monotonic() + BOUND
+    while len(ours()) < 2:
+        assert time.monotonic() < deadline
+    return sorted(ours(), key=lambda thread: thread.name)
 
 
 @pytest.fixture(autouse=True)
@@ -122,7 +132,7 @@ def test_all_commands_have_one_thread_which_is_not_that_of_the_launch() -> None:
 
     with contextlib.ExitStack() as stack:
         processes = [stack.enter_context(STAYS.launch(on_stdout=note)) for _ in range(20)]
-        assert sorted(thread.name for thread in ours()) == ["muontrap-pump", "muontrap-standby"]
+        assert [thread.name for thread in wait_both()] == ["muontrap-pump", "muontrap-standby"]
         assert all(thread.daemon for thread in ours())
         for process in processes:
             process.kill()
@@ -354,7 +364,7 @@ def test_another_thread_may_close_what_this_one_waits_for(monkeypatch: pytest.Mo
     process = YES.launch(on_stdout=lambda _: given.set(), explicit_ack=True)
     assert given.wait(BOUND)
     closer = threading.Thread(target=process.close)
-    is_done = muontrap.host.pump.Reader.is_done.fget  # type: ignore[attr-defined]
+    is_done = muontrap.host.delivery.Reader.is_done.fget  # type: ignore[attr-defined]
 
     def look(reader: muontrap.Reader) -> bool:
         seen = bool(is_done(reader))
@@ -364,7 +374,7 @@ def test_another_thread_may_close_what_this_one_waits_for(monkeypatch: pytest.Mo
             closer.join(BOUND)
         return seen
 
-    monkeypatch.setattr(muontrap.host.pump.Reader, "is_done", property(look))
+    monkeypatch.setattr(muontrap.host.delivery.Reader, "is_done", property(look))
     assert process.wait(BOUND) == -signal.SIGTERM
 
 
@@ -438,7 +448,14 @@ def test_wait_and_poll_raise_what_a_callback_has_raised(error: BaseException) ->
         heard.release()
 
     with YES.launch(on_stdout=raiser) as process, STAYS.launch(on_stdout=take) as second:
-        for ask in (process.wait, process.poll, lambda: process.wait(0)):
+        lengths = set()
+        for ask in (process.wait, process.wait, process.wait):
+            with pytest.raises(type(error)) as caught:
+                ask()
+            assert caught.value is error
+            lengths.add(len(caught.traceback))
+        assert len(lengths) == 1
+        for ask in (process.poll, lambda: process.wait(0)):
             with pytest.raises(type(error)) as caught:
                 ask()
             assert caught.value is error
@@ -849,6 +866,128 @@ def test_what_is_over_is_not_kept() -> None:
         assert gone.wait(BOUND)
 
 
+def interrupting_host(*, step: int, most: int, events: list[str]) -> None:
+    """Run a finalizer that closes a process at each instant of the pump's own code: in one round at
+    the first of them, in the next `step` later.
+
+    A finalizer runs wherever a thread allocates: here it does wherever Python's profiler is called.
+    """
+    import select
+    import sys
+
+    class Closer:
+        def __init__(self, process: Any) -> None:
+            self.process = process
+
+        def __del__(self) -> None:
+            self.process.close()
+
+    armed: list[Any] = []
+    countdown = 0
+    wrong: list[str] = []
+    sys.unraisablehook = lambda unraisable: wrong.append(repr(unraisable.exc_value))
+
+    def interrupt(frame: Any, event: str, _: object) -> None:
+        nonlocal countdown
+        name = frame.f_code.co_filename
+        if armed and event in events and name.endswith(("pump.py", "delivery.py", "threading.py")):
+            countdown -= 1
+            if countdown < 0:
+                with contextlib.suppress(IndexError):  # another thread was quicker
+                    armed.pop()
+
+    echo = muontrap.Launcher(["echo", "x"])
+    stays = muontrap.Launcher(["sleep", "1000"], delay_to_sigkill=GRACE)
+    released = threading.Event()
+    pidfds = []
+    for first in range(0, most, step):
+        threading.setprofile(interrupt)
+        process = stays.launch(on_stdout=print)
+        pidfds.append(os.pidfd_open(process.pid))
+        closer = Closer(process)
+        del process
+        countdown = first
+        sys.setprofile(interrupt)
+        armed.append(closer)
+        del closer
+        with (
+            echo.launch(on_stdout=lambda _: released.wait(20)) as blocked,
+            echo.launch(on_stdout=lambda _: None) as other,
+        ):
+            other.wait(20)
+            released.set()
+            blocked.wait(20)
+        sys.setprofile(None)
+        threading.setprofile(None)
+        released.clear()
+        say(first=first, is_over=not armed, wrong=wrong)
+        if armed:
+            break
+    armed.clear()
+    for pidfd in pidfds:
+        select.select([pidfd], [], [], 20)
+        os.close(pidfd)
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread():
+            thread.join(20)
+    say(threads=threading.active_count(), wrong=wrong)
+    hear()
+
+
+def test_a_finalizer_may_close_a_process_at_any_instant(arena: Arena) -> None:
+    """It waits for no thread that waits for it, and leaves nothing half done."""
+    hosts = [
+        arena.host(interrupting_host, step=3, most=2000, events=events)
+        for events in (["call", "return"], ["c_call"])
+    ]
+    for started in hosts:
+        while (answer := started.hear(bound=30)).get("is_over"):
+            pass
+        if "first" in answer:
+            assert answer["first"] > 50
+            answer = started.hear(bound=30)
+        assert answer == {"threads": 1, "wrong": []}
+
+
+def test_nobody_waits_who_keeps_the_pump_from_going_on() -> None:
+    """As a finalizer does that runs between two lines of the pump's: closing is done a moment later."""
+    process = STAYS.launch(on_stdout=lambda _: None)
+    pidfd = os.pidfd_open(process.pid)
+    with muontrap.host.pump._pump.lock:
+        with pytest.raises(RuntimeError, match="this finalizer can't wait"):
+            process.wait()
+        with pytest.raises(muontrap.TimeoutExpired):
+            process.wait(0.01)
+        assert process.poll() is None
+        process.close()
+    assert wait_readable([pidfd], time.monotonic() + BOUND)
+    os.close(pidfd)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"on_stdout": lambda _: None}], ids=["pipe", "callback"])
+@pytest.mark.parametrize("args", [["echo", "x"], ["sleep", "1000"]], ids=["ended", "running"])
+def test_a_process_in_a_cycle_leaves_no_descriptor(args: list[str], arguments: dict[str, Any]) -> None:
+    """Whose finalizer is run after that of its socket, and with another that closes it."""
+
+    class Closer:
+        def __init__(self, process: Process) -> None:
+            self.process = process
+            self.itself = self
+
+        def __del__(self) -> None:
+            with contextlib.suppress(OSError):
+                self.process.close()
+
+    process = Launcher(args, stdout=PIPE).launch(**arguments)
+    if args[0] == "echo":
+        wait_readable([process.fileno()], time.monotonic() + BOUND)
+    Closer(process)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        del process
+        gc.collect()
+
+
 # --- Many
 
 
@@ -864,8 +1003,10 @@ def test_two_hundred_launches_in_a_loop() -> None:
 def test_the_threads_of_one_command_end_though_the_next_is_busy() -> None:
     for _ in range(3):
         join_ours()
-        with ECHO.launch(on_stdout=lambda _: None) as process:
-            first, second = sorted(ours(), key=lambda thread: thread.name)
+        with Launcher(["cat"], stdin=PIPE).launch(on_stdout=lambda _: None) as process:
+            first, second = wait_both()
+            assert process.stdin is not None
+            process.stdin.close()
             process.wait(BOUND)
         first.join(BOUND)
         with YES.launch(on_stdout=lambda _: None):
@@ -902,16 +1043,16 @@ def test_a_host_that_can_have_no_more_threads(
     had: int, monkeypatch: pytest.MonkeyPatch, blockers: list[Blocker]
 ) -> None:
     """Without any, a launch says so; without one that stands by, a callback that blocks blocks all."""
-    real, started = muontrap.host.pump._thread, 0
+    real, started = threading.Thread.start, 0
 
-    def start(*arguments: Any) -> threading.Thread:
+    def start(thread: threading.Thread) -> None:
         nonlocal started
         if started == had:
             raise RuntimeError("can't start new thread")
         started += 1
-        return real(*arguments)
+        real(thread)
 
-    monkeypatch.setattr(muontrap.host.pump, "_thread", start)
+    monkeypatch.setattr(threading.Thread, "start", start)
     if not had:
         with pytest.raises(RuntimeError, match="can't start new thread"):
             STAYS.launch(on_stdout=print)
@@ -932,6 +1073,21 @@ def test_a_host_that_can_have_no_more_threads(
         process.stdin.close()
         assert process.wait(BOUND) == 0
     assert (blocker.data, second) == (b"x\nmore\n", [b"x\n"])
+
+
+def test_who_relied_on_a_thread_that_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    others: list[Process] = []
+
+    def start(_: threading.Thread) -> None:
+        others.append(STAYS.launch(on_stdout=print))
+        monkeypatch.undo()
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        STAYS.launch(on_stdout=print)
+    with others[0], pytest.raises(RuntimeError, match="can't start new thread"):
+        others[0].wait(BOUND)
 
 
 # --- Forks, deaths, ends

@@ -235,7 +235,7 @@ def start_guard(*, keep_privileges: bool = False) -> None:
         GuardError: no guard could be started; the message says what to do.
     """
     # With these come all modules of a launch, which later may not be readable.
-    for name in ("run", "cgroups", "reader", "pump"):
+    for name in ("run", "cgroups", "reader", "delivery"):
         import_module(f"muontrap.host.{name}")
 
     situation = Situation()

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from typing import IO, Any, Literal, NoReturn, TypeAlias, overload
 
     from muontrap.host.cgroups import Cgroup, Placing
+    from muontrap.host.delivery import Reader
     from muontrap.host.exchange import Sink
     from muontrap.host.link import Link
-    from muontrap.host.pump import Reader
     from muontrap.host.status import Status
     from muontrap.host.streams import Pipes
     from muontrap.logic.command import Args, Command
@@ -71,6 +71,7 @@ class Process:
         self._pipes = pipes
         self._exchange: Exchange | None = None
         self._closing = threading.Lock()
+        self._is_closed = False
         self._is_told = False
         self._is_late = False
 
@@ -181,17 +182,22 @@ class Process:
         pieces = self._pieces(targets)
         return map(_second, pieces) if len(targets) == 1 else map(_named, pieces)
 
-    def lines(self, stream: Captured | None = None) -> Iterator[Any]:
-        """Return an iterator over the lines of the output, without their ends.
+    def lines(self, stream: Captured | None = None, *, keepends: bool = False) -> Iterator[Any]:
+        """Return an iterator over the lines of the output.
 
         They are str if the command's streams are text (undecodable bytes are replaced, unless `errors`
         says otherwise), else bytes.  Of a line longer than `max_line` the pieces come, all but the
         last marked as `Cut`.  Otherwise as `chunks`.
+
+        Args:
+            stream: as for `chunks`.
+            keepends: lines with their ends, as they are in the output.  That is faster; a line that ends
+                with `\\r` comes when the next byte is there.
         """
         from muontrap.host import reader
 
         targets = self._targets(stream)
-        lines = reader.lines(self._command, self._pieces(targets), targets)
+        lines = reader.lines(self._command, self._pieces(targets), targets, keepends=keepends)
         return lines if len(targets) == 1 else map(_named, lines)
 
     def send_signal(self, signum: int) -> None:
@@ -244,6 +250,9 @@ class Process:
         """
         if self._status.is_closed:
             return
+        if self.reader and self.reader.is_within_pump:
+            self._let_go()
+            return
         try:
             if self._status.is_running:
                 self.stop()
@@ -266,15 +275,10 @@ class Process:
                 raise
 
     def __del__(self) -> None:
-        if not hasattr(self, "_is_told") or self._status.is_closed:
+        if not hasattr(self, "_is_told") or self._is_closed or self._status.link.is_closed:
             return
-        is_left = self._status.is_running and not self._status.link.is_closed
-        if is_left:
-            self._status.let_go()
-        if self.reader:
-            self.reader.leave(self._close_files)
-        else:
-            self._close_files()
+        is_left = self._status.is_running
+        self._let_go()
         if is_left:  # last, for it may raise
             warnings.warn(f"command {self.pid} still runs, and is stopped", ResourceWarning, 2, source=self)
 
@@ -302,7 +306,7 @@ class Process:
 
     def call_back(self, sinks: dict[int, Sink], *, explicit: bool) -> None:
         """Let the host's pump read. For `Launcher.launch`."""
-        from muontrap.host.pump import Reader
+        from muontrap.host.delivery import Reader
 
         self.reader = Reader(self._command, self._pipes, self._status, sinks, explicit=explicit)
 
@@ -371,14 +375,15 @@ class Process:
         self._status.check_here()
         if self.reader.is_calling:
             raise RuntimeError("a callback can't wait for its own command, which waits for the callback")
+        if deadline is None and self.reader.is_within_pump:
+            raise RuntimeError("this finalizer can't wait: it has interrupted what calls callbacks")
         while not self.reader.is_done:
             fd = self.reader.fileno()
             left = None if deadline is None else deadline - time.monotonic()
             if fd >= 0 and not wait_readable([fd], left):
                 return False
         self._is_told = True
-        if self.reader.error:
-            raise self.reader.error
+        self.reader.check()
         return self._status.has_ended()
 
     def _check_readable(self) -> None:
@@ -405,12 +410,22 @@ class Process:
 
         return reader.chunks(self._command, self._pipes, self._status, targets)
 
+    def _let_go(self) -> None:
+        """Close it without waiting: in a finalizer. The one of its socket may have run already."""
+        if self._status.is_running and not self._status.is_closed:
+            self._status.let_go()
+        if self.reader:
+            self.reader.leave(self._close_files)
+        else:
+            self._close_files()
+
     def _close_files(self) -> None:
         with self._closing:
             if self.reader:
                 self.reader.close()
             self._pipes.close()
             self._status.close()
+            self._is_closed = True
 
 
 _TARGETS = {"stdout": (1,), "stderr": (2,), "both": (1, 2)}

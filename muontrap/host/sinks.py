@@ -200,11 +200,11 @@ def with_pipes(command: Command, targets: Iterable[int]) -> Command:
     return command.but(**dict.fromkeys(names, PIPE))
 
 
-def make_splitter(command: Command, *, as_text: bool) -> LineSplitter | TextSplitter:
+def make_splitter(command: Command, *, as_text: bool, keepends: bool = False) -> LineSplitter | TextSplitter:
     """Return what divides a stream of this command into lines."""
     if as_text:
-        return TextSplitter(command.max_line, *_lenient(command))
-    return LineSplitter(command.max_line)
+        return TextSplitter(command.max_line, *_lenient(command), keepends=keepends)
+    return LineSplitter(command.max_line, keepends=keepends)
 
 
 def _lenient(command: Command) -> tuple[str, str]:

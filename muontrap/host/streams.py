@@ -34,6 +34,7 @@ class Pipes:
     def __init__(self, window: int) -> None:
         self.window: int = window
         self.kept: list[int] = []  # the command's ends of outputs
+        self.iterated: dict[int, int] = {}  # descriptors of iterators, each with its target
         self.fds: list[int | None] = [None, None, None]
         self.files: list[IO[Any] | None] = [None, None, None]
 

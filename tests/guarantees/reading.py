@@ -17,7 +17,7 @@ INTO = (*OF_LINES, "binary-file", "text-file")
 RUN_INTO, LAUNCH_INTO = ([f"{how}-{what}" for what in INTO] for how in ("run", "launch"))
 KEPT = ("run", "run-text", "communicate")
 WAYS = (
-    *(*KEPT, "file", "chunks", "lines", "lines-text", "callback", "explicit-ack"),
+    *(*KEPT, "file", "chunks", "lines", "lines-text", "ends", "ends-text", "callback", "explicit-ack"),
     *(*RUN_INTO, *LAUNCH_INTO),
 )
 
@@ -117,6 +117,14 @@ class Reading:
         else:
             for name, line in process.lines("both"):
                 self.take_line(name, line)
+
+    def ends(self, process: muontrap.Process) -> None:
+        """Lines with their ends, which are taken as they are."""
+        one, *more = self.names
+        lines = process.lines("both" if more else None, keepends=True)
+        for each in lines:
+            name, line = each if more else (one, each)
+            self.take(name, line.encode() if isinstance(line, str) else line)
 
     def acknowledge(self) -> Any:
         """In another thread than the callbacks', and in two pieces."""

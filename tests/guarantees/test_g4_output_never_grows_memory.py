@@ -89,12 +89,12 @@ def slow_host(*, way: str, speed: float, rest: float, seconds: float, options: d
     hear()
 
 
-WAYS = ("chunks", "lines", "callback", "explicit-ack", "run-callable", "launch-callable")
+WAYS = ("chunks", "lines", "ends", "callback", "explicit-ack", "run-callable", "launch-callable")
 
 
 @pytest.mark.parametrize(
     ("way", "window"),
-    [*((way, WINDOW) for way in WAYS), ("chunks", 2**20), ("explicit-ack", 2**20)],
+    [*((way, WINDOW) for way in WAYS), ("chunks", 2**20), ("ends", 2**20), ("explicit-ack", 2**20)],
 )
 def test_a_slow_consumer_holds_the_command_back(arena: Arena, way: str, window: int) -> None:
     options = {} if window == WINDOW else {"stdio_window": window}

@@ -66,9 +66,10 @@ def each_byte(data: bytes) -> list[bytes]:
 def test_lines_are_those_of_the_whole(chunks: list[bytes]) -> None:
     data = b"".join(chunks)
     for cut in (chunks, [data], each_byte(data)):
-        lines = split(LineSplitter(MAX_LINE), cut)
-        assert lines == data.splitlines()
-        assert {type(line) for line in lines} <= {bytes}
+        for keepends in (False, True):
+            lines = split(LineSplitter(MAX_LINE, keepends=keepends), cut)
+            assert lines == data.splitlines(keepends)
+            assert {type(line) for line in lines} <= {bytes}
 
 
 @given(chunks=CHUNKS, limit=LIMITS)
@@ -82,6 +83,9 @@ def test_pieces(chunks: list[bytes], limit: int) -> None:
     for cut in (chunks, [data], each_byte(data)):
         pieces = split(LineSplitter(limit), cut)
         assert [(piece, isinstance(piece, CutBytes)) for piece in pieces] == expected
+        whole = split(LineSplitter(limit, keepends=True), cut)
+        assert [(piece.rstrip(b"\r\n"), isinstance(piece, CutBytes)) for piece in whole] == expected
+        assert b"".join(whole) == data
 
 
 @given(chunks=CHUNKS, limit=LIMITS)
@@ -89,16 +93,24 @@ def test_what_is_kept_is_bounded_and_nothing_waits_longer_than_it_must(
     chunks: list[bytes], limit: int
 ) -> None:
     splitters = LineSplitter(limit), TextSplitter(limit)
+    with_ends = LineSplitter(limit, keepends=True), TextSplitter(limit, keepends=True)
     lines: list[bytes] = []
+    whole_lines: list[bytes] = []
     data = b""
     for chunk in chunks:
         lines += splitters[0].feed(chunk)
         splitters[1].feed(chunk)
+        whole_lines += with_ends[0].feed(chunk)
+        list(with_ends[1].feed(chunk))
         data += chunk
         assert len(splitters[0]._tail) <= limit
         assert splitters[0]._tail == splitters[1]._tail
-        whole = [line for line in data.splitlines(True) if line.endswith((b"\r", b"\n"))]
-        assert sum(not isinstance(line, Cut) for line in lines) == len(whole)
+        assert with_ends[0]._tail == with_ends[1]._tail
+        assert len(with_ends[0]._tail.removesuffix(b"\r")) <= limit
+        ended = [line for line in data.splitlines(True) if line.endswith((b"\r", b"\n"))]
+        assert sum(not isinstance(line, Cut) for line in lines) == len(ended)
+        held = data.endswith(b"\r")  # a `\n` may follow
+        assert sum(not isinstance(line, Cut) for line in whole_lines) == len(ended) - held
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -121,6 +133,26 @@ def test_any_bytes_are_text(encoding: str, chunks: list[bytes], limit: int, erro
             if not isinstance(piece, Cut):
                 joined.append("")
         assert joined == [*expected, ""]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@given(chunks=CHUNKS, limit=LIMITS, errors=st.sampled_from(ERRORS))
+@example(chunks=[b"\xe2\x82\nok\n"], limit=MAX_LINE, errors="replace")
+@example(chunks=[b"~\n{\n", b"\r"], limit=MAX_LINE, errors="replace")
+def test_text_with_ends_is_text_and_ends(encoding: str, chunks: list[bytes], limit: int, errors: str) -> None:
+    if errors == "surrogateescape" and encoding not in ASCII_BASED:
+        errors = "replace"
+    data = b"".join(chunks)
+    without = split_text(TextSplitter(limit, encoding, errors), [data])
+    ends = [
+        piece[len(piece.rstrip(b"\r\n")) :] for piece in split(LineSplitter(limit, keepends=True), [data])
+    ]
+    expected = [
+        (text + end.decode(), isinstance(text, CutText)) for text, end in zip(without, ends, strict=True)
+    ]
+    for cut in (chunks, [data], each_byte(data)):
+        pieces = split_text(TextSplitter(limit, encoding, errors, keepends=True), cut)
+        assert [(piece, isinstance(piece, CutText)) for piece in pieces] == expected
 
 
 @given(data=DATA)
@@ -149,6 +181,20 @@ def test_a_return_ends_the_line_at_once() -> None:
     assert splitter.finish() == []
 
 
+def test_a_return_is_held_back_with_ends() -> None:
+    """Until it is known whether the end is `\\r` or `\\r\\n`; else nothing is."""
+    splitter = LineSplitter(3, keepends=True)
+    assert list(splitter.feed(b"abc\r")) == []
+    assert list(splitter.feed(b"")) == []
+    assert list(splitter.feed(b"\n")) == [b"abc\r\n"]
+    assert list(splitter.feed(b"abc\r")) == []
+    assert list(splitter.feed(b"d\n\r")) == [b"abc\r", b"d\n"]
+    assert list(splitter.feed(b"\r")) == [b"\r"]
+    assert splitter.finish() == [b"\r"]
+    assert splitter.finish() == []
+    assert list(splitter.feed(b"\n")) == [b"\n"]
+
+
 def test_a_line_as_long_as_allowed_is_not_cut() -> None:
     for splitter in (LineSplitter(3), TextSplitter(3)):
         assert splitter.feed(b"abc") == []
@@ -170,6 +216,17 @@ def test_strict(encoding: str) -> None:
     assert (caught.value.start, caught.value.end) == (4, 5)
     assert "position 4" in str(caught.value)
     assert splitter.feed(b"ee\n") == ["three"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252"])
+def test_strict_with_ends(encoding: str) -> None:
+    splitter = TextSplitter(encoding=encoding, errors="strict", keepends=True)
+    assert list(splitter.feed(b"one\ntw")) == ["one\n"]
+    with pytest.raises(UnicodeDecodeError) as caught:
+        splitter.feed(b"o\n\x81\nthr")
+    assert caught.value.object == b"two\n\x81\n"
+    assert (caught.value.start, caught.value.end) == (4, 6)
+    assert list(splitter.feed(b"ee\n")) == ["three\n"]
 
 
 def test_strict_in_a_piece() -> None:
