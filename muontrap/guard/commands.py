@@ -80,8 +80,8 @@ class Command:
         *,
         began: float,
     ) -> None:
-        self.number = number
-        self.main = main
+        self.number: int = number
+        self.main: Held = main
         self.launched: float = began
         self.errors: int | None = None  # the pipe of a forked child, until `execve` is done
         self.terminal: tuple[int, int] | None = None  # (descriptor, the host's process group)
