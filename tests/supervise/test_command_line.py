@@ -559,7 +559,7 @@ def test_it_goes_on_without_what_it_took_to_read_the_file(supervise: Callable[..
     arguments = Path(f"/proc/{tree.pid}/cmdline").read_bytes().split(b"\0")
     assert arguments[-3:-1] == [b"supervise", str(tree.file).encode()]
     assert Path(f"/proc/{tree.pid}/comm").read_text() == Path("/proc/self/comm").read_text()
-    assert b"MUONTRAP" not in Path(f"/proc/{tree.pids()['web']}/environ").read_bytes()
+    assert b"MUONTRAP_GOES_ON" not in Path(f"/proc/{tree.pids()['web']}/environ").read_bytes()
     assert tree.end() == 0
 
 
@@ -567,7 +567,7 @@ def test_where_it_can_not_it_stays_as_it_is(supervise: Callable[..., Supervise])
     """As if an executable that is no Python had come back here."""
     tree = supervise(TWO, "env", "MUONTRAP_GOES_ON=1")
     assert Path(f"/proc/{tree.pid}/cmdline").read_bytes().split(b"\0")[2] == b"muontrap"
-    assert b"MUONTRAP" not in Path(f"/proc/{tree.pids()['web']}/environ").read_bytes()
+    assert b"MUONTRAP_GOES_ON" not in Path(f"/proc/{tree.pids()['web']}/environ").read_bytes()
     assert "1 added" in tree.load(TWO + "[daemon.new]\ncommand = ['sleep', '1002']\n")
     assert tree.end() == 0
 
