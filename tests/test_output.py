@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import signal
+import socket
 import sys
 import termios
 import threading
@@ -21,8 +22,11 @@ from arena import BOUND, Arena, wait_readable
 from commands import argv
 from hostlib import GRACE, hear, kind, muontrap, say
 
-from muontrap import DEVNULL, PIPE, STDOUT, Cut, Launcher, LogLines
-from muontrap.logic.command import DEFAULT_WINDOW
+from muontrap import DEVNULL, PIPE, STDOUT, Cut, GuardDied, Launcher, LogLines
+from muontrap.host.exchange import Exchange
+from muontrap.host.status import Status
+from muontrap.host.streams import Streams
+from muontrap.logic.command import DEFAULT_WINDOW, Command
 
 pytestmark = pytest.mark.slow
 
@@ -988,3 +992,32 @@ def test_nobody_is_silent_between_two_calls_of_communicate(tmp_path: Path) -> No
         assert process.communicate()[0] == b"one\ntwo\n"
         assert process.result is not None
         assert process.result.reason == "exited"
+
+
+def test_what_is_written_until_the_end_is_known_is_read() -> None:
+    """Between a guard's death and that of its commands, say: the pipe was empty when poll looked at it."""
+    streams = Streams(Command(["true"], stdout=PIPE))
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    class Late(Status):
+        def __init__(self) -> None:
+            self.result = None
+
+        def fileno(self) -> int:
+            return ours.fileno()
+
+        def sooner(self, deadline: float | None) -> float | None:
+            return deadline
+
+        def has_ended(self) -> bool:
+            os.write(streams.sources[streams.targets.index(1)], b"late")
+            raise GuardDied("the guard died")
+
+    with ours, theirs:
+        theirs.send(b"word")
+        exchange = Exchange(Command(["true"], stdout=PIPE), streams.pipes, Late())
+        with pytest.raises(GuardDied):
+            exchange.until_end(None)
+        assert exchange.so_far() == (b"late", None)
+    streams.close()
+    streams.pipes.close()

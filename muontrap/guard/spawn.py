@@ -80,9 +80,9 @@ class Assumed:
                 resource.setrlimit(RLIMIT_LOCKS, (self._tag, self._locks[1]))
             if self._files[0] != self._files[1]:
                 resource.setrlimit(resource.RLIMIT_NOFILE, self._files)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             self.__exit__()
-            raise StepFailed(error.errno or 0, step) from error
+            raise StepFailed(getattr(error, "errno", None) or errno.EINVAL, step) from error
         return moved
 
     def __exit__(self, *_: object) -> None:

@@ -14,7 +14,7 @@ from muontrap.host.streams import CHUNK, codec, left_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from typing import Any, Protocol
 
     from muontrap.host.status import Status
@@ -114,16 +114,15 @@ class Exchange:
         if stdin is not None:
             poll.register(stdin, select.POLLOUT)
         while True:
-            events = poll.poll(poll_ms(self._left(deadline)))
-            for fd, _ in events:
+            for fd, _ in poll.poll(poll_ms(self._left(deadline))):
                 if fd == word:
                     try:
                         ended = self._status.has_ended()
                     except GuardDied:
-                        self._drain(events)
+                        self._drain()
                         raise
                     if ended:
-                        self._drain(events)
+                        self._drain()
                         self._count_dropped()
                         return True
                 elif not (self._write(fd) if fd == stdin else self._read(fd, self._size)):
@@ -165,13 +164,9 @@ class Exchange:
                 until = min(filter(None, (until, self._patience.deadline)))
         return None if until is None else until - time.monotonic()
 
-    def _drain(self, events: Sequence[tuple[int, int]]) -> None:
-        """Read what the command left in the pipes: others may write on.
-
-        poll(2) looks at its descriptors in order, and the word of the end is the first: a pipe that it
-        saw empty after that is.
-        """
-        for fd in [fd for fd, _ in events if fd in self._open]:
+    def _drain(self) -> None:
+        """Read what the command left in the pipes: others may write on."""
+        for fd in list(self._open):
             left = left_in(fd)
             while left > 0:
                 count = self._read(fd, min(left, self._size))
