@@ -34,15 +34,15 @@ def corpus() -> list[bytes]:
         "int": 2**40,
         "float": 0.5,
         "bytes": b"mixed",
-        "ints": [1, -1],
-        "floats": [1.0],
-        "strings": [b"a", b""],
-        "mapping": {b"A": b"b"},
-        "steps": [("setsid", ()), ("rlimit", (7, 1, -1))],
+        "list[int]": [1, -1],
+        "list[float]": [1.0],
+        "list[bytes]": [b"a", b""],
+        "dict[bytes, bytes]": {b"A": b"b"},
+        "list[Step]": [("setsid", ()), ("rlimit", (7, 1, -1))],
     }
-    empty = {"int": 0, "float": 0.0, "bytes": b"", "mapping": {}}
+    empty = {"int": 0, "float": 0.0, "bytes": b"", "dict[bytes, bytes]": {}}
     records = [
-        kind(**{name: values.get(field, []) for name, field in kind.FIELDS})
+        kind(**{name: values.get(field, []) for name, field in kind.FIELDS.items()})
         for values in (full, empty)
         for kind in wire.Record.__subclasses__()
     ]

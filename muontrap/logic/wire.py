@@ -14,13 +14,17 @@ from __future__ import annotations
 import struct
 
 from muontrap.errors import ProtocolError
+from muontrap.logic.steps import NAMES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import ClassVar
+    from typing import Any, ClassVar
 
     from muontrap.logic.steps import Step
+
+    Encoder = Callable[[Any], bytes]
+    Decoder = Callable[[bytes], Any]
 
 # In the guard's environment alone: a program that took itself for the guard's interpreter finds it.
 MARKER = b"MUONTRAP_GUARD"
@@ -32,17 +36,84 @@ RECORD_BYTES = 64 * 1024 * 1024
 _HEAD = struct.Struct("<II")
 
 
-class Record:
-    """A record; its annotations, in order, are its fields on the wire."""
+def _pack(code: str, values: Sequence[float]) -> bytes:
+    return struct.pack(f"<{len(values)}{code}", *values) if values else b""
 
-    __slots__ = ()
-    FIELDS: ClassVar[tuple[tuple[str, str], ...]] = ()
+
+def _unpack(code: str, body: bytes) -> list[Any]:
+    return list(struct.unpack(f"<{len(body) // 8}{code}", body)) if body else []
+
+
+def _strings(body: bytes) -> list[bytes]:
+    *strings, rest = body.split(b"\0")
+    if rest:
+        raise ValueError("a string does not end in NUL")
+    return strings
+
+
+def _mapping(body: bytes) -> dict[bytes, bytes]:
+    strings = _strings(body)
+    return dict(zip(strings[::2], strings[1::2], strict=True))
+
+
+def _pack_steps(steps: Sequence[Step]) -> bytes:
+    """Each step: the number of its name, the count of its own numbers, and these."""
+    numbers: list[int] = []
+    for name, own in steps:
+        numbers += NAMES.index(name), len(own), *own
+    return _pack("q", numbers)
+
+
+def _unpack_steps(body: bytes) -> list[Step]:
+    numbers = _unpack("q", body)
+    steps: list[Step] = []
+    at = 0
+    while at < len(numbers):
+        name, count = numbers[at : at + 2]
+        start, at = at + 2, at + 2 + count
+        if not 0 <= name < len(NAMES) or not start <= at <= len(numbers):
+            raise ValueError(f"{numbers} are no steps")
+        steps.append((NAMES[name], tuple(numbers[start:at])))
+    return steps
+
+
+# A record's fields by their types: what fits the head, as it is ...
+_SCALARS = {"int": "q", "float": "d"}
+# ... and what does not.  No string has a NUL: execve(2) has no other end for them either.
+_BODIES: dict[str, tuple[Encoder, Decoder]] = {
+    "bytes": (bytes, bytes),
+    "list[int]": (lambda values: _pack("q", values), lambda body: _unpack("q", body)),
+    "list[float]": (lambda values: _pack("d", values), lambda body: _unpack("d", body)),
+    "list[bytes]": (lambda strings: b"\0".join([*strings, b""]), _strings),
+    "dict[bytes, bytes]": (lambda pairs: b"".join([b"%b\0%b\0" % pair for pair in pairs.items()]), _mapping),
+    "list[Step]": (_pack_steps, _unpack_steps),
+}
+_KINDS: list[type[Record]] = []
+
+
+class Record:
+    """A record; its annotations are its fields on the wire, of the types in `_SCALARS` and `_BODIES`."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    _head: ClassVar[struct.Struct]
+    _number: ClassVar[int]
+    _scalars: ClassVar[list[str]]
+    _bodies: ClassVar[list[tuple[str, Encoder, Decoder]]]
+
+    def __init_subclass__(cls) -> None:
+        # A head: the kind, each number, and the length of each body in bytes; then these bodies.
+        cls.FIELDS = cls.__annotations__
+        cls._scalars = [name for name, kind in cls.FIELDS.items() if kind in _SCALARS]
+        cls._bodies = [(name, *_BODIES[kind]) for name, kind in cls.FIELDS.items() if kind in _BODIES]
+        codes = [_SCALARS[cls.FIELDS[name]] for name in cls._scalars]
+        cls._head = struct.Struct(f"<B{''.join(codes)}{len(cls._bodies)}Q")
+        cls._number = len(_KINDS)
+        _KINDS.append(cls)
 
     def __init__(self, **values: object) -> None:
-        if len(values) != len(self.FIELDS):
-            raise TypeError(f"{type(self).__name__} has the fields {self.FIELDS}, not {', '.join(values)}")
-        for name, value in values.items():
-            setattr(self, name, value)  # no other name than those in __slots__ can be
+        if values.keys() != self.FIELDS.keys():
+            raise TypeError(f"{type(self).__name__} has the fields {', '.join(self.FIELDS)}, not {values}")
+        self.__dict__ = values
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Record) and self.encode() == other.encode()
@@ -52,30 +123,15 @@ class Record:
 
     def encode(self) -> bytes:
         """Return the record's bytes."""
-        number = _KINDS.index(type(self))
-        scalars: list[object] = [number]
-        bodies = [b""]
-        for name, kind in self.FIELDS:
-            value = getattr(self, name)
-            if kind in _SCALARS:
-                scalars.append(value)
-            else:
-                bodies.append(_ENCODERS[kind](value))
-                scalars.append(len(bodies[-1]))
-        bodies[0] = _HEADS[number].pack(*scalars)
-        return b"".join(bodies)
+        values = self.__dict__
+        bodies = [encode(values[name]) for name, encode, _ in self._bodies]
+        scalars = [values[name] for name in self._scalars]
+        return self._head.pack(self._number, *scalars, *map(len, bodies)) + b"".join(bodies)
 
 
 class Hello(Record):
     """The guard is ready; with it come pidfds of the watch and of the guard."""
 
-    __slots__ = ("guard_id", "guard_pid", "tag_width", "watch_pid")
-    FIELDS: ClassVar[tuple[tuple[str, str], ...]] = (
-        ("guard_id", "int"),
-        ("guard_pid", "int"),
-        ("watch_pid", "int"),
-        ("tag_width", "int"),
-    )
     guard_id: int
     guard_pid: int
     watch_pid: int
@@ -85,36 +141,6 @@ class Hello(Record):
 class Launch(Record):
     """Start a command."""
 
-    __slots__ = (
-        "announce",
-        "argv",
-        "candidates",
-        "cgroup",
-        "delay_to_sigkill",
-        "env",
-        "inherits",
-        "kill_mode",
-        "spawn",
-        "steps",
-        "stop_signal",
-        "targets",
-        "thread",
-    )
-    FIELDS: ClassVar[tuple[tuple[str, str], ...]] = (
-        ("spawn", "int"),
-        ("announce", "int"),
-        ("thread", "int"),
-        ("inherits", "int"),
-        ("kill_mode", "bytes"),
-        ("delay_to_sigkill", "float"),
-        ("stop_signal", "int"),
-        ("candidates", "strings"),
-        ("argv", "strings"),
-        ("env", "mapping"),
-        ("steps", "steps"),
-        ("targets", "ints"),
-        ("cgroup", "bytes"),
-    )
     spawn: int
     announce: int  # whether the host wants to hear `Started`
     thread: int  # of the host, that asks: privileges and umask are a thread's own
@@ -133,13 +159,6 @@ class Launch(Record):
 class Placement(Record):
     """The cgroup of a command; all are absolute paths."""
 
-    __slots__ = ("directories", "oom_group", "readings", "settings")
-    FIELDS: ClassVar[tuple[tuple[str, str], ...]] = (
-        ("directories", "strings"),
-        ("settings", "strings"),
-        ("readings", "strings"),
-        ("oom_group", "bytes"),
-    )
     directories: list[bytes]  # one in each hierarchy; "+" before one that has to be new, "=" before another
     settings: list[bytes]  # four for each: file, value, other file if the kernel lacks that, its value
     readings: list[bytes]  # files to be read at the end
@@ -149,8 +168,6 @@ class Placement(Record):
 class Readings(Record):
     """Content of a cgroup's files, where there was a cgroup before, and at the end."""
 
-    __slots__ = ("after", "before")
-    FIELDS: ClassVar[tuple[tuple[str, str], ...]] = (("before", "mapping"), ("after", "mapping"))
     before: dict[bytes, bytes]
     after: dict[bytes, bytes]
 
@@ -158,28 +175,20 @@ class Readings(Record):
 class Ping(Record):
     """The host has heard nothing for long: is the guard stuck, or the launch just slow?"""
 
-    __slots__ = ()
-
 
 class Pong(Record):
     """The guard is not stuck."""
-
-    __slots__ = ()
 
 
 class Started(Record):
     """`execve` has succeeded; with it comes a pidfd."""
 
-    __slots__ = ("pid",)
-    FIELDS: ClassVar[tuple[tuple[str, str], ...]] = (("pid", "int"),)
     pid: int
 
 
 class Failed(Record):
     """The command did not run; nothing of it is left."""
 
-    __slots__ = ("errno", "path", "step")
-    FIELDS: ClassVar[tuple[tuple[str, str], ...]] = (("errno", "int"), ("step", "bytes"), ("path", "bytes"))
     errno: int
     step: bytes
     path: bytes
@@ -188,8 +197,6 @@ class Failed(Record):
 class Stop(Record):
     """End the command; a negative delay means its own `delay_to_sigkill`."""
 
-    __slots__ = ("delay", "reason")
-    FIELDS: ClassVar[tuple[tuple[str, str], ...]] = (("delay", "float"), ("reason", "bytes"))
     delay: float
     reason: bytes
 
@@ -197,16 +204,12 @@ class Stop(Record):
 class Signal(Record):
     """Send a signal to the command's process group, whose leader the guard has not reaped."""
 
-    __slots__ = ("signum",)
-    FIELDS: ClassVar[tuple[tuple[str, str], ...]] = (("signum", "int"),)
     signum: int
 
 
 class Suspended(Record):
     """The main process was stopped by a signal."""
 
-    __slots__ = ("signum",)
-    FIELDS: ClassVar[tuple[tuple[str, str], ...]] = (("signum", "int"),)
     signum: int
 
 
@@ -217,17 +220,6 @@ class Ended(Record):
     numbers for each signal: number, seconds since the launch, number of processes.
     """
 
-    __slots__ = ("cgroup", "not_permitted", "reason", "sent", "status", "unkillable", "usage", "wall")
-    FIELDS: ClassVar[tuple[tuple[str, str], ...]] = (
-        ("status", "int"),
-        ("reason", "bytes"),
-        ("wall", "float"),
-        ("usage", "floats"),
-        ("sent", "floats"),
-        ("not_permitted", "ints"),
-        ("unkillable", "ints"),
-        ("cgroup", "bytes"),
-    )
     status: int
     reason: bytes
     wall: float
@@ -238,38 +230,24 @@ class Ended(Record):
     cgroup: bytes  # `Readings`, or none
 
 
-_KINDS: tuple[type[Record], ...] = (
-    Hello, Launch, Placement, Ping, Pong, Started, Failed, Stop, Signal, Suspended, Ended, Readings,
-)  # fmt: skip
-
-
-# A record's head: its kind, and for each field the number itself or the length of its body, in bytes.
-_SCALARS = {"int": "q", "float": "d"}
-_HEADS = [
-    struct.Struct("<B" + "".join(_SCALARS.get(field, "Q") for _, field in kind.FIELDS)) for kind in _KINDS
-]
-
-
 def decode(data: bytes) -> Record:
     """Return the record that `data` is, whole; `ProtocolError` for anything else."""
     if not data or data[0] >= len(_KINDS):
         raise ProtocolError(f"no record of kind {data[:1]!r}")
-    kind, head = _KINDS[data[0]], _HEADS[data[0]]
-    if len(data) < head.size:
-        raise ProtocolError(f"{len(data)} bytes are no {kind.__name__}")
-    record = object.__new__(kind)
-    at = head.size
-    name = ""
+    kind = _KINDS[data[0]]
+    name, at = "the head", kind._head.size
     try:
-        for (name, field), value in zip(kind.FIELDS, head.unpack_from(data)[1:], strict=True):
-            if field not in _SCALARS:
-                start, at = at, at + value
-                value = _DECODERS[field](data[start:at])  # noqa: PLW2901
-            setattr(record, name, value)
+        _, *numbers = kind._head.unpack_from(data)
+        values = dict(zip(kind._scalars, numbers))  # noqa: B905 the rest are sizes
+        for (name, _, decode_body), size in zip(kind._bodies, numbers[len(values) :], strict=True):
+            start, at = at, at + size
+            values[name] = decode_body(data[start:at])
     except (struct.error, ValueError) as error:
         raise ProtocolError(f"{name} of a {kind.__name__} is malformed: {error}") from error
     if at != len(data):
         raise ProtocolError(f"a {kind.__name__} of {at} bytes came in {len(data)}")
+    record = object.__new__(kind)
+    record.__dict__ = values
     return record
 
 
@@ -315,66 +293,3 @@ class Assembly:
             raise ProtocolError(f"a request of {len(self._data)} bytes, {len(self.fds)} descriptors")
         whole = len(self._data) == self._size and len(self.fds) == self._fd_count
         return bytes(self._data) if whole else None
-
-
-def _strings(body: bytes) -> list[bytes]:
-    *strings, rest = body.split(b"\0")
-    if rest:
-        raise ValueError("a string does not end in NUL")
-    return strings
-
-
-def _mapping(body: bytes) -> dict[bytes, bytes]:
-    strings = _strings(body)
-    return dict(zip(strings[::2], strings[1::2], strict=True))
-
-
-def _pack(code: str, values: Sequence[float]) -> bytes:
-    return struct.pack(f"<{len(values)}{code}", *values) if values else b""
-
-
-def _unpack(code: str, body: bytes) -> tuple[float, ...]:
-    return struct.unpack(f"<{len(body) // 8}{code}", body) if body else ()
-
-
-def _pack_steps(steps: Sequence[Step]) -> bytes:
-    """Each step: the length of its name, the number of its numbers, both."""
-    return b"".join(
-        _STEP.pack(len(name), len(numbers)) + name.encode("ascii") + _pack("q", numbers)
-        for name, numbers in steps
-    )
-
-
-def _unpack_steps(body: bytes) -> list[Step]:
-    steps = []
-    at = 0
-    while at < len(body):
-        length, count = _STEP.unpack_from(body, at)
-        start = at + _STEP.size
-        at = start + length + 8 * count
-        numbers = body[start + length : at]
-        if at > len(body):
-            raise ValueError("a step is cut short")
-        name = body[start : start + length].decode("ascii")
-        steps.append((name, tuple(int(number) for number in _unpack("q", numbers))))
-    return steps
-
-
-_STEP = struct.Struct("<II")
-# None of the strings has a NUL: execve(2) has no other end for them either.
-_ENCODERS: dict[str, Callable[..., bytes]] = {
-    "bytes": bytes,
-    "ints": lambda values: _pack("q", values),
-    "floats": lambda values: _pack("d", values),
-    "strings": lambda values: b"".join([value + b"\0" for value in values]),
-    "mapping": lambda values: b"".join([b"%b\0%b\0" % item for item in values.items()]),
-    "steps": _pack_steps,
-}
-_DECODERS: dict[str, Callable[[bytes], object]] = {
-    "bytes": bytes,
-    "ints": lambda body: list(_unpack("q", body)),
-    "floats": lambda body: list(_unpack("d", body)),
-    "strings": _strings,
-    "mapping": _mapping,
-    "steps": _unpack_steps,
-}

@@ -45,7 +45,6 @@ def placement(**changes: object) -> bytes:
         struct.pack("<II", 5, 1) + b"hello",
         struct.pack("<II", 0, 1),
         launch(kill_mode=b"none"),
-        launch(steps=[("umask", (18,)), ("fly", ())]),
         launch(targets=[1]),
         launch(cgroup=b"x"),
         launch(steps=[("join", ())]),
