@@ -38,6 +38,7 @@ long syscall(long number, ...);
 #define PR_SET_PDEATHSIG 1
 #define PR_SET_DUMPABLE 4
 #define PR_SET_NAME 15
+#define PR_GET_SECUREBITS 27
 #define PR_SET_CHILD_SUBREAPER 36
 #define PR_SET_NO_NEW_PRIVS 38
 int prctl(int option, ...);

@@ -10,7 +10,7 @@ from muontrap.containment.processes import Held, living, send, stat
 from muontrap.guard import transport
 from muontrap.kernel import signals
 from muontrap.kernel.process import is_dead
-from muontrap.logic.escalation import Escalation
+from muontrap.logic.escalation import KILL_MODES, Escalation
 from muontrap.logic.wire import Ended, Ping, Pong, Record, Signal, Started, Stop, Suspended, decode
 
 TYPE_CHECKING = False
@@ -94,9 +94,10 @@ class Command:
         self._oom_until = 0.0
         self._announce = launch.announce
         self._stop_signal = launch.stop_signal
-        self.leaves_rest: bool = launch.kill_mode == b"process"
+        kill_mode = KILL_MODES[launch.kill_mode]
+        self.leaves_rest: bool = kill_mode == "process"
         self.in_hosts_session: bool = "setpgid" in dict(launch.steps)
-        self._escalation = Escalation(launch.kill_mode.decode("ascii"), launch.delay_to_sigkill)
+        self._escalation = Escalation(kill_mode, launch.delay_to_sigkill)
         self._exited = False
         self._reason = b""
         self._sent: tuple[tuple[int, float, int], ...] = ()
@@ -260,10 +261,13 @@ class Command:
         One that was alive when the guard's children were listed may have forked and died before it was
         looked at: only a list of which all were dead before it was made is a proof.
         """
-        later = self._family.is_better_at(self.number, now) if self._pause == _FIRST_PAUSE else now
-        if later > now:
-            self._look_at = later
-            return
+        if self._pause == _FIRST_PAUSE and self._exited:
+            if self._family.left_nothing(self.number):
+                self._perform(self._escalation.fire("empty", now), now)
+                return
+            self._look_at = self._family.is_better_at(self.number, now)
+            if self._look_at > now:
+                return
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
         overdue = self._escalation.state == "overdue"
         self._look_at = now + (_OVERDUE_PAUSE if overdue else self._pause)
@@ -317,7 +321,7 @@ class Command:
             status=status if pid else -1,
             reason=self._reason,
             wall=now - self.launched,
-            usage=[float(figure) for figure in figures],
+            usage=list(map(float, figures)),
             sent=[float(number) for sent in self._sent for number in sent],
             not_permitted=sorted(self._not_permitted)[:_MOST_PIDS],
             unkillable=sorted(left - self._not_permitted)[:_MOST_PIDS],

@@ -113,6 +113,16 @@ class Family:
                 except PermissionError:
                     orphan.spared = True
 
+    def left_nothing(self, number: int) -> bool:
+        """Tell whether it is proved, without a look at all processes, that a dead main process was alone."""
+        self._adopt()
+        group = self._groups.get(number)
+        return (
+            not self._heirs(number)
+            and not (group and group.is_in_use())
+            and self._never_forked(self.mains[number].pid)
+        )
+
     def left_of(self, number: int, strike: Callable[[list[Held]], object]) -> Pack:
         """Return, opened, all processes of a command, dead ones included, without reaping meanwhile.
 
@@ -124,16 +134,8 @@ class Family:
         main, group = self.mains[number], self._groups.get(number)
         main_is_dead = is_dead(main.fd)
         self._adopt()
-        roots = [
-            held
-            for pid, orphan in self._orphans.items()
-            if not orphan.spared and self._claimants(orphan) <= {number}
-            if (held := Held.open(pid))
-        ]
-        if main_is_dead:
-            if not roots and not (group and group.is_in_use()) and self._never_forked(main.pid):
-                return Pack()
-        elif held := Held.open(main.pid):
+        roots = [held for pid in self._heirs(number) if (held := Held.open(pid))]
+        if not main_is_dead and (held := Held.open(main.pid)):
             roots.append(held)
         strike(roots)
         found = roots + descendants(roots)
@@ -155,10 +157,15 @@ class Family:
         Where many commands end at nearly the same time, so half of the time is left for the others to
         end as well, and then one look is for all of them.
         """
-        if now >= self._rests_until or number in self._listed:
-            return now
-        main = self.mains[number]
-        return self._rests_until if is_dead(main.fd) and not self._never_forked(main.pid) else now
+        return now if number in self._listed else max(now, self._rests_until)
+
+    def _heirs(self, number: int) -> list[int]:
+        """Return the orphans that may be a command's, or are nobody's."""
+        return [
+            pid
+            for pid, orphan in self._orphans.items()
+            if not orphan.spared and self._claimants(orphan) <= {number}
+        ]
 
     def _tagged(self, number: int) -> list[Held]:
         """Return what carries the tag of a command whose main process has died.

@@ -16,9 +16,11 @@ from muontrap.guard import transport
 from muontrap.guard.child import fork
 from muontrap.guard.commands import Command
 from muontrap.guard.family import Family
+from muontrap.guard.fork_exec import ForkExec, NotStarted
 from muontrap.guard.priority import raise_priority, restore_priority
-from muontrap.guard.spawn import Assumed, StepFailed, spawn
+from muontrap.guard.spawn import Assumed, StepFailed, posix_spawn, spawn
 from muontrap.kernel import process, signals, sockets
+from muontrap.logic.steps import CREDENTIALS
 from muontrap.logic.wire import Failed, Hello, decode
 
 TYPE_CHECKING = False
@@ -67,6 +69,7 @@ class Guard:
         self._wake_again = 0.0
         self._children_changed = False
         self._boosted = False
+        self._fork_exec = ForkExec()
         self._asker = asker
         self._placer = placer
         self._litter: list[Group] = []
@@ -243,7 +246,7 @@ class Guard:
         self._family.add(number, main, began, placed.group if placed else None)
         command = Command(number, launch, request.status, main, self._family, placed, began=began)
         command.errors = pipe
-        self._commands[number] = self._busy[number] = command
+        self._commands[number] = command
         if command.in_hosts_session:
             self._in_hosts_session[number] = command
         self._note_grace(launch.delay_to_sigkill)
@@ -270,7 +273,13 @@ class Guard:
             launch, request.directory, request.sources, files=self._files, locks=self._locks, tag=tag
         )
         if launch.spawn:
-            return self._hold(spawn(launch, assumed)), None
+            changes = any(name in CREDENTIALS for name, _ in launch.steps)
+            try:
+                return self._hold(spawn(launch, assumed, self._fork_exec if changes else posix_spawn)), None
+            except NotStarted:
+                pass
+            finally:
+                self._children_changed |= changes  # a SIGCHLD may have come while none was blocked
         pid, pipe = fork(launch, assumed, placed.group if placed else None)
         return self._hold(pid), pipe
 
@@ -333,7 +342,8 @@ class Guard:
             self._busy[command.number] = command
             command.main_exited(time.monotonic())
             self._ignore(command.main.fd)
-            self._child_changed()  # its SIGCHLD is there by now: no need to wake up for it
+            if not self._children_changed:
+                self._child_changed()  # its SIGCHLD is there by now: no need to wake up for it
 
     def _hear(self, command: Command, status: _socket.socket) -> None:
         try:

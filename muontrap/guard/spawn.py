@@ -11,7 +11,7 @@ import os
 import resource
 
 from muontrap.kernel.process import RLIMIT_LOCKS
-from muontrap.logic.steps import moves
+from muontrap.logic.steps import in_the_way
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from muontrap.logic.wire import Launch
 
     Limits = tuple[int, int]
+    Execute = Callable[[bytes, Launch, Sequence[int]], int]
 
 
 class StepFailed(Exception):
@@ -66,12 +67,12 @@ class Assumed:
         self._duplicates: list[int] = []
         self._umask = -1
 
-    def __enter__(self) -> list[int]:
+    def __enter__(self) -> Sequence[int]:
         step = "chdir"
         try:
             os.fchdir(self._directory)
             step = "descriptors"
-            moved = [self._move(*move) for move in moves(self._launch.targets, self._sources)]
+            moved = self._move_away()
             step = "umask"
             self._umask = os.umask(dict(self._launch.steps)["umask"][0])
             # Last, for with fewer descriptors there might be none for the lines above.
@@ -96,21 +97,43 @@ class Assumed:
             os.close(fd)
         os.chdir("/")
 
-    def _move(self, source: int, above: int) -> int:
-        if above < 0:
-            return source
-        self._duplicates.append(fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, above))
-        return self._duplicates[-1]
+    def _move_away(self) -> Sequence[int]:
+        moving = in_the_way(self._launch.targets, self._sources)
+        if not moving:
+            return self._sources
+        above = max(self._launch.targets) + 1
+        moved = []
+        for source in self._sources:
+            if source in moving:
+                source = fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, above)  # noqa: PLW2901
+                self._duplicates.append(source)
+            moved.append(source)
+        return moved
 
 
-def spawn(launch: Launch, assumed: Assumed) -> int:
+def posix_spawn(path: bytes, launch: Launch, sources: Sequence[int]) -> int:
+    """Start one program in the command's place."""
+    session = ("setsid", ()) in launch.steps
+    group: dict[str, Any] = {} if session else {"setpgroup": 0}
+    return os.posix_spawn(
+        path,
+        launch.argv,
+        launch.env,
+        file_actions=[(os.POSIX_SPAWN_DUP2, *pair) for pair in zip(sources, launch.targets, strict=True)],
+        setsid=session,
+        setsigmask=(),
+        **group,
+    )
+
+
+def spawn(launch: Launch, assumed: Assumed, execute: Execute) -> int:
     """Start the command; return its pid when `execve` is done.
 
     `StepFailed` says what failed; then nothing is left.
     """
     with assumed as sources:
         try:
-            return first_that_runs(launch, lambda path: _posix_spawn(path, launch, sources))
+            return first_that_runs(launch, lambda path: execute(path, launch, sources))
         except (OSError, ValueError) as error:
             raise StepFailed(getattr(error, "errno", None) or errno.EINVAL, "execve") from error
 
@@ -125,17 +148,3 @@ def first_that_runs(launch: Launch, execute: Callable[[bytes], int]) -> int:
             if refusal is None or refusal.errno in (errno.ENOENT, errno.ENOTDIR):
                 refusal = error
     raise refusal or FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-
-
-def _posix_spawn(path: bytes, launch: Launch, sources: Sequence[int]) -> int:
-    session = ("setsid", ()) in launch.steps
-    group: dict[str, Any] = {} if session else {"setpgroup": 0}
-    return os.posix_spawn(
-        path,
-        launch.argv,
-        launch.env,
-        file_actions=[(os.POSIX_SPAWN_DUP2, *pair) for pair in zip(sources, launch.targets, strict=True)],
-        setsid=session,
-        setsigmask=(),
-        **group,
-    )

@@ -73,11 +73,10 @@ class Request:
 
 def _is_complete(launch: Launch, fd_count: int) -> bool:
     """Tell whether nothing that the guard relies on is missing or unknown."""
-    names = {name for name, _ in launch.steps}
     return (
         fd_count == len(launch.targets) + 2
-        and launch.kill_mode.decode("ascii", "replace") in KILL_MODES
-        and ("join" in names) == bool(launch.cgroup)
+        and launch.kill_mode in range(len(KILL_MODES))
+        and (("join", ()) in launch.steps) == bool(launch.cgroup)
     )
 
 

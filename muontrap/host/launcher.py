@@ -31,6 +31,7 @@ from muontrap.host.situation import Situation, environment
 from muontrap.host.status import NotPlaced, Status
 from muontrap.host.streams import Streams
 from muontrap.logic.command import PIPE, Command, check_seconds
+from muontrap.logic.escalation import KILL_MODES
 from muontrap.logic.steps import can_spawn, in_order
 from muontrap.logic.window import CAP_POLICIES
 from muontrap.logic.wire import Launch
@@ -268,8 +269,8 @@ class Launcher:
             announce=1,
             thread=threading.get_native_id(),
             inherits=int(inherits),
-            spawn=int(can_spawn(steps) and all(is_local(path, directory) for path in found)),
-            kill_mode=command.kill_mode.encode("ascii"),
+            spawn=int(can_spawn(steps, streams.targets) and all(is_local(path, directory) for path in found)),
+            kill_mode=KILL_MODES.index(command.kill_mode),
             delay_to_sigkill=command.delay_to_sigkill,
             stop_signal=command.stop_signal,
             candidates=found,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         PR_SET_PDEATHSIG: int
         PR_SET_DUMPABLE: int
         PR_SET_NAME: int
+        PR_GET_SECUREBITS: int
         PR_SET_CHILD_SUBREAPER: int
         PR_SET_NO_NEW_PRIVS: int
         RLIMIT_LOCKS: int

@@ -32,6 +32,15 @@ def set_uid(uid: int) -> None:
     check(_setresuid(uid, uid, uid), "setresuid")
 
 
+def drops_for_good() -> bool:
+    """Tell whether an `execve` under another uid leaves no privilege: with root's, as by default.
+
+    Saved id and capabilities go with the ids then, ambient ones too. See "Effect of user ID changes on
+    capabilities" in capabilities(7), and its securebits.
+    """
+    return os.getresuid() == (0, 0, 0) and libc.prctl(libc.PR_GET_SECUREBITS) == 0
+
+
 def can_become_root() -> bool:
     """Try to take uid 0 back; on success the process has it. See setresuid(2)."""
     return _setresuid(2**32 - 1, 0, 2**32 - 1) == 0

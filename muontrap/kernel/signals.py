@@ -22,6 +22,8 @@ SIGCONT: int = _signal.SIGCONT
 ALL = tuple(range(1, _signal.NSIG))
 # glibc and musl keep 32 to 34 for themselves; SIGKILL and SIGSTOP have no disposition to set.
 DEFAULTABLE = tuple(number for number in ALL if number not in (SIGKILL, _signal.SIGSTOP, 32, 33, 34))
+# Where one of these is the process's own doing, it would come again and again.
+_FAULTS = (_signal.SIGILL, _signal.SIGBUS, _signal.SIGFPE, _signal.SIGSEGV)
 _SIGINFO_SIZE = 128
 
 
@@ -54,6 +56,20 @@ def set_default(signums: Iterable[int]) -> None:
         _signal.signal(signum, _signal.SIG_DFL)
 
 
+def absorb() -> None:
+    """Have signals do nothing when they are not blocked; after `execve` they have their default action."""
+    for signum in DEFAULTABLE:
+        if signum not in _FAULTS:
+            _signal.signal(signum, lambda *_: None)
+
+
+def block(signums: Iterable[int]) -> set[int]:
+    """Block these signals, and no others; return which were."""
+    before: set[int] = _signal.pthread_sigmask(_signal.SIG_SETMASK, signums)
+    return before
+
+
 def unblock() -> None:
-    """Block no signal any more."""
-    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+    """Block no signal any more; what has come meanwhile has its default action."""
+    set_default(signum for signum in _signal.sigpending() if signum in DEFAULTABLE)
+    block(())

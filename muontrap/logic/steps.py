@@ -11,9 +11,10 @@ if TYPE_CHECKING:
 
     Step = tuple[str, tuple[int, ...]]
 
-# (name, may be done on the spawn way: by posix_spawn, or by the guard for itself before and undone
-# after).  The order is that of execution; the directory and the descriptors, which every command
-# has, come between "oom_score_adj" and "umask": before the credentials change, as in `subprocess`.
+# (name, may be done on the spawn way: by posix_spawn or CPython's own C code between fork and `execve`,
+# or by the guard for itself before and undone after).  The order is that of execution; the directory
+# and the descriptors, which every command has, come between "oom_score_adj" and "umask": before the
+# credentials change, as in `subprocess`.
 ORDER = (
     ("setsid", True),
     ("setpgid", True),
@@ -26,15 +27,16 @@ ORDER = (
     ("foreground", False),  # (which of the descriptors is the terminal,)
     ("umask", True),  # (mask,)
     ("rlimit", False),  # (resource, soft, hard), once for each; -1 is infinity
-    ("setgroups", False),  # group ids
-    ("setresgid", False),  # (gid,)
-    ("setresuid", False),  # (uid,)
+    ("setgroups", True),  # group ids
+    ("setresgid", True),  # (gid,)
+    ("setresuid", True),  # (uid,)
     ("no_new_privs", False),
     ("pdeathsig", False),  # (signal,); a change of credentials would clear it
 )
 NAMES = tuple(name for name, _ in ORDER)
 _POSITION = {name: index for index, name in enumerate(NAMES)}
 _SPAWNABLE = frozenset(name for name, spawnable in ORDER if spawnable)
+CREDENTIALS = frozenset(("setgroups", "setresgid", "setresuid"))
 
 
 def in_order(steps: Iterable[Step]) -> list[Step]:
@@ -42,17 +44,21 @@ def in_order(steps: Iterable[Step]) -> list[Step]:
     return sorted(steps, key=lambda step: _POSITION[step[0]])
 
 
-def can_spawn(steps: Iterable[Step]) -> bool:
-    """Tell whether no step has to be done in the child itself."""
-    return all(name in _SPAWNABLE for name, _ in steps)
+def can_spawn(steps: Iterable[Step], targets: Iterable[int]) -> bool:
+    """Tell whether no step has to be done in the child by Python.
+
+    Where credentials change, it is `subprocess`'s C code that makes the child: it knows a new session
+    (and a process group only since Python 3.11), and standard streams alone.
+    """
+    names = {name for name, _ in steps}
+    plain = "setsid" in names and all(target <= 2 for target in targets)
+    return names <= _SPAWNABLE and (plain or not names & CREDENTIALS)
 
 
-def moves(targets: Iterable[int], sources: Iterable[int]) -> list[tuple[int, int]]:
-    """Return for each (source, target) what to do first: (source, lowest free number or -1).
+def in_the_way(targets: Iterable[int], sources: Iterable[int]) -> set[int]:
+    """Return the sources that first have to be duplicated to numbers above all targets.
 
     A source whose number is also a target would be overwritten, or, when it is its own target,
-    would stay close-on-exec: it has to be duplicated out of the way, to that number or above.
+    would stay close-on-exec.
     """
-    wanted = list(targets)
-    above = max(wanted, default=-1) + 1
-    return [(source, above if source in wanted else -1) for source in sources]
+    return set(targets).intersection(sources)

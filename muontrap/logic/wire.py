@@ -145,7 +145,7 @@ class Launch(Record):
     announce: int  # whether the host wants to hear `Started`
     thread: int  # of the host, that asks: privileges and umask are a thread's own
     inherits: int  # whether `env` is what is added to the environment that the guard was started with
-    kill_mode: bytes
+    kill_mode: int  # which of `KILL_MODES`
     delay_to_sigkill: float
     stop_signal: int
     candidates: list[bytes]
@@ -286,10 +286,10 @@ class Assembly:
             if len(data) < _HEAD.size:
                 raise ProtocolError(f"a request of {len(data)} bytes")
             self._size, self._fd_count = _HEAD.unpack_from(data)
-            data = data[_HEAD.size :]
-        if len(self._data) < self._size:
+            self._data = bytearray(data[_HEAD.size :])
+        elif len(self._data) < self._size:
             self._data += data
-        if len(self._data) > min(self._size, RECORD_BYTES) or len(self.fds) > self._fd_count:
+        missing = self._size - len(self._data), self._fd_count - len(self.fds)
+        if min(missing) < 0 or len(self._data) > RECORD_BYTES:
             raise ProtocolError(f"a request of {len(self._data)} bytes, {len(self.fds)} descriptors")
-        whole = len(self._data) == self._size and len(self.fds) == self._fd_count
-        return bytes(self._data) if whole else None
+        return None if any(missing) else bytes(self._data)

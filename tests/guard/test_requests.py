@@ -15,7 +15,7 @@ from muontrap.logic.wire import Failed, Launch, Placement, Started, decode, pack
 
 def launch(**changes: object) -> bytes:
     values = {
-        "spawn": 1, "announce": 1, "thread": 1, "inherits": 0, "kill_mode": b"mixed",
+        "spawn": 1, "announce": 1, "thread": 1, "inherits": 0, "kill_mode": 0,
         "delay_to_sigkill": 0.0, "stop_signal": 15,
         "candidates": [b"/bin/true"], "argv": [b"true"], "env": {}, "steps": [("umask", (18,))],
         "targets": [], "cgroup": b"",
@@ -44,7 +44,7 @@ def placement(**changes: object) -> bytes:
         b"x",
         struct.pack("<II", 5, 1) + b"hello",
         struct.pack("<II", 0, 1),
-        launch(kill_mode=b"none"),
+        launch(kill_mode=3),
         launch(targets=[1]),
         launch(cgroup=b"x"),
         launch(steps=[("join", ())]),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muontrap.logic.steps import NAMES, ORDER, can_spawn, in_order, moves
+from muontrap.logic.steps import CREDENTIALS, NAMES, ORDER, can_spawn, in_order, in_the_way
 
 STEPS = st.lists(st.tuples(st.sampled_from(NAMES), st.tuples(st.integers(0, 9))))
 BEFORE = [
@@ -44,13 +44,16 @@ def test_an_unknown_step_is_refused() -> None:
         in_order([("umask", (0,)), ("no_such", ())])
 
 
-@given(steps=STEPS)
-def test_can_spawn(steps: list[tuple[str, tuple[int, ...]]]) -> None:
-    """One step that needs the child is enough; what needs privileges of the child never spawns."""
-    spawnable = dict(ORDER)
-    assert can_spawn(steps) == all(spawnable[name] for name, _ in steps)
-    if any(name in ("setresuid", "setgroups", "rlimit", "pdeathsig") for name, _ in steps):
-        assert not can_spawn(steps)
+@given(steps=STEPS, targets=st.lists(st.integers(0, 4), max_size=4, unique=True))
+def test_can_spawn(steps: list[tuple[str, tuple[int, ...]]], targets: list[int]) -> None:
+    """One step that needs Python in the child is enough; or credentials, and beside them what C does not know."""
+    names = {name for name, _ in steps}
+    needs_python = any(not spawnable for name, spawnable in ORDER if name in names)
+    unknown_to_c = "setsid" not in names or not {0, 1, 2}.issuperset(targets)
+    is_another = not names.isdisjoint(CREDENTIALS)
+    assert can_spawn(steps, targets) == (not needs_python and not (is_another and unknown_to_c))
+    if not names.isdisjoint(("join", "rlimit", "no_new_privs", "pdeathsig")):
+        assert not can_spawn(steps, targets)
 
 
 @given(
@@ -64,11 +67,14 @@ def test_every_target_gets_its_source(sources: list[int], targets: list[int], ot
     sources, targets = [source for source, _ in pairs], [target for _, target in pairs]
     table = {number: (f"file {number}", True) for number in {*sources, *others}}
     placed = []
-    for source, above in moves(targets, sources):
-        if above < 0:
+    moving = in_the_way(targets, sources)
+    for source in sources:
+        if source not in moving:
             placed.append(source)
             continue
-        new = next(number for number in range(above, 100) if number not in table)  # F_DUPFD_CLOEXEC
+        new = next(
+            number for number in range(max(targets) + 1, 100) if number not in table
+        )
         table[new] = table[source]
         placed.append(new)
     for source, target in zip(placed, targets, strict=True):
