@@ -65,7 +65,9 @@ class ForkExec:
             finally:
                 os.close(writing)
             # At once, for until it sleeps here the guard keeps the CPU from the child, and copies pages.
-            said = os.read(reading, 200)
+            said = b""
+            while piece := os.read(reading, 200):
+                said += piece
         except TypeError as error:
             raise NotStarted from error
         finally:

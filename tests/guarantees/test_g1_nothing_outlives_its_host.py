@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 from arena import BOUND, Arena, Host, is_alive
-from commands import COMMANDS, argv, locks_limit, need_program
+from commands import COMMANDS, argv, locks_limit, need_program, need_root
 from hostlib import GRACE, Any, die, fork_behind_pythons_back, hear, kind, muontrap, say, threading
 
 Measure = Callable[[float], None]
@@ -184,9 +184,16 @@ def test_nothing_is_left_in_either_kill_mode(
     measure(arena.wait_left(bound=WITHIN) - moment)
 
 
+@pytest.mark.parametrize(
+    "option", [{"no_new_privs": True}, {"extra_groups": []}], ids=["fork", "credentials"]
+)
 @pytest.mark.parametrize("command", ["sleeper", "daemon", "tree-of-sessions"])
-def test_nothing_is_left_on_the_fork_way(arena: Arena, measure: Measure, command: str) -> None:
-    started, _pids = start(arena, command, no_new_privs=True)
+def test_nothing_is_left_on_the_other_ways(
+    arena: Arena, measure: Measure, command: str, option: dict[str, Any]
+) -> None:
+    if "extra_groups" in option:
+        need_root()
+    started, _pids = start(arena, command, **option)
     moment = started.signal(signal.SIGKILL)
     measure(arena.wait_left(bound=WITHIN) - moment)
 

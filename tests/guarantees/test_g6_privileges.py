@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import pytest
 from arena import BOUND, Arena
 from commands import ORDINARY, ordinary_user, python_for_anybody
-from hostlib import GRACE, NOBODY, Any, hear, kind, muontrap, say, subprocess
+from hostlib import GRACE, NOBODY, Any, hear, kind, muontrap, say, subprocess, threading
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="needs root")
 
@@ -201,6 +201,28 @@ def test_a_failing_step_means_the_command_did_not_run(arena: Arena, step: str) -
     assert not marker.exists()
 
 
+CAPABILITIES = "+setuid,+setgid"
+# Privileges that a change of ids leaves, at least until `execve`, where the host is started so.
+LASTING = {
+    "securebits": ["--securebits=+no_setuid_fixup"],
+    "ambient": [
+        f"--reuid={ORDINARY}", f"--regid={ORDINARY}", "--clear-groups",
+        f"--inh-caps={CAPABILITIES}", f"--ambient-caps={CAPABILITIES}",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", LASTING)
+def test_where_privileges_would_last_the_command_did_not_run(arena: Arena, how: str) -> None:
+    arena.folder.chmod(0o777)
+    marker = arena.folder / "marker"
+    start = {"before": setpriv(*LASTING[how]), "python": python_for_anybody()}
+    answer = run_as(arena, ["/usr/bin/touch", str(marker)], user_of_host=start, user="nobody")
+    assert "PermissionError" in answer["raised"], answer
+    assert "setresuid" in answer["text"]
+    assert not marker.exists()
+
+
 @pytest.mark.parametrize("options", [{}, {"user": ORDINARY, "group": ORDINARY}], ids=["none", "itself"])
 def test_a_host_without_privileges_runs_commands_as_itself(arena: Arena, options: dict[str, Any]) -> None:
     answer = run_as(arena, ["/usr/bin/id", "-u"], user_of_host=ordinary_user(), **options)
@@ -269,6 +291,35 @@ def test_commands_of_another_user_end_too(arena: Arena, how: str) -> None:
     else:
         started.signal(signal.SIGKILL)
         arena.wait_left(bound=GRACE + BOUND)
+
+
+def storm_host(*, storm: list[int]) -> None:
+    """The guard blocks all signals, but for the moments in which it starts a command for another user."""
+    from muontrap.host import link
+
+    muontrap.start_guard()
+    first = link._links.current
+    assert first is not None
+    guard, done = first.hello.guard_pid, threading.Event()
+
+    def blow() -> None:
+        while not done.is_set():
+            for number in storm:
+                os.kill(guard, number)
+
+    thread = threading.Thread(target=blow)
+    thread.start()
+    results = [muontrap.run(["/bin/echo", "x"], user="nobody", capture_output=True).stdout for _ in range(50)]
+    done.set()
+    thread.join()
+    say(right=results == 50 * [b"x\n"], same=link._links.current is first and first.is_whole())
+    hear()
+
+
+def test_signals_do_not_end_a_guard_that_starts_commands_for_another_user(arena: Arena) -> None:
+    storm = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGALRM, signal.SIGTSTP]
+    answer = arena.host(storm_host, storm=list(map(int, storm))).hear(bound=40)
+    assert answer == {"right": True, "same": True}
 
 
 def test_a_command_of_another_user_cannot_touch_its_guard(arena: Arena) -> None:

@@ -46,7 +46,7 @@ def test_an_unknown_step_is_refused() -> None:
 
 @given(steps=STEPS, targets=st.lists(st.integers(0, 4), max_size=4, unique=True))
 def test_can_spawn(steps: list[tuple[str, tuple[int, ...]]], targets: list[int]) -> None:
-    """One step that needs Python in the child is enough; or credentials, and beside them what C does not know."""
+    """One step that needs Python in the child is enough; or one that C does not know beside credentials."""
     names = {name for name, _ in steps}
     needs_python = any(not spawnable for name, spawnable in ORDER if name in names)
     unknown_to_c = "setsid" not in names or not {0, 1, 2}.issuperset(targets)
@@ -72,9 +72,7 @@ def test_every_target_gets_its_source(sources: list[int], targets: list[int], ot
         if source not in moving:
             placed.append(source)
             continue
-        new = next(
-            number for number in range(max(targets) + 1, 100) if number not in table
-        )
+        new = next(number for number in range(max(targets) + 1, 100) if number not in table)
         table[new] = table[source]
         placed.append(new)
     for source, target in zip(placed, targets, strict=True):
