@@ -273,7 +273,7 @@ class Guard:
             launch, request.directory, request.sources, files=self._files, locks=self._locks, tag=tag
         )
         if launch.spawn:
-            changes = any(name in CREDENTIALS for name, _ in launch.steps)
+            changes = not CREDENTIALS.isdisjoint(dict(launch.steps))
             try:
                 return self._hold(spawn(launch, assumed, self._fork_exec if changes else posix_spawn)), None
             except NotStarted:

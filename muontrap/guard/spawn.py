@@ -10,6 +10,7 @@ import fcntl
 import os
 import resource
 
+from muontrap.kernel import signals
 from muontrap.kernel.process import RLIMIT_LOCKS
 from muontrap.logic.steps import in_the_way
 
@@ -122,6 +123,8 @@ def posix_spawn(path: bytes, launch: Launch, sources: Sequence[int]) -> int:
         file_actions=[(os.POSIX_SPAWN_DUP2, *pair) for pair in zip(sources, launch.targets, strict=True)],
         setsid=session,
         setsigmask=(),
+        # They have it; but glibc's child would ask for each, and then set it all the same.
+        setsigdef=signals.DEFAULTABLE,
         **group,
     )
 

@@ -68,11 +68,11 @@ class Exchange:
         self._input: memoryview | None = None
         self._sinks: dict[int, Sink] = {}
         self._open: dict[int, Sink] = {}  # by descriptor
-        for target, fd in enumerate(pipes.fds):
-            if fd is not None and target > 0:
-                self._open[fd] = self._sinks[target] = (sinks or {}).get(target) or Kept()
-        kept = all(isinstance(sink, Kept) for sink in self._sinks.values())
-        self._size = CHUNK if kept else min(pipes.window, CHUNK)  # what is kept is handled when it is read
+        for target in (1, 2):
+            fd = pipes.fds[target]
+            if fd is not None:
+                self._open[fd] = self._sinks[target] = (sinks and sinks.get(target)) or Kept()
+        self._size = min(pipes.window, CHUNK) if sinks else CHUNK  # what is kept is handled when it is read
         self._patience = command.patience(time.monotonic()) if self._open else None
 
     def feed(self, data: Any) -> None:
@@ -137,10 +137,11 @@ class Exchange:
 
     def so_far(self) -> tuple[bytes | None, bytes | None]:
         """Return the bytes kept of stdout and of stderr, None for one that is not captured."""
-        stdout, stderr = (
-            sink.value() if isinstance(sink, Kept) else None for sink in map(self._sinks.get, (1, 2))
+        stdout, stderr = self._sinks.get(1), self._sinks.get(2)
+        return (
+            stdout.value() if isinstance(stdout, Kept) else None,
+            stderr.value() if isinstance(stderr, Kept) else None,
         )
-        return stdout, stderr
 
     def output(self) -> tuple[Any, Any]:
         """Return what was kept, decoded if the command's streams are text.

@@ -55,6 +55,10 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 
+# Options that are a step with that number.
+_NUMBERS = frozenset(("umask", "nice", "oom_score_adj", "pdeathsig"))
+
+
 class Launcher:
     """What to run, checked at once, immutable, to be launched any number of times.
 
@@ -269,11 +273,13 @@ class Launcher:
             announce=1,
             thread=threading.get_native_id(),
             inherits=int(inherits),
-            spawn=int(can_spawn(steps, streams.targets) and all(is_local(path, directory) for path in found)),
+            spawn=int(
+                can_spawn(steps, streams.targets) and all(is_local(*each, directory) for each in found)
+            ),
             kill_mode=KILL_MODES.index(command.kill_mode),
             delay_to_sigkill=command.delay_to_sigkill,
             stop_signal=command.stop_signal,
-            candidates=found,
+            candidates=[path for path, _ in found],
             argv=command.argv,
             env=env,
             steps=steps,
@@ -302,10 +308,8 @@ class Launcher:
         steps: list[Step] = [("setsid" if command.start_new_session else "setpgid", ())]
         if command.foreground:
             steps.append(("foreground", (streams.terminal(),)))
-        for name in ("umask", "nice", "oom_score_adj", "pdeathsig"):
-            value = getattr(command, name)
-            if value is not None:
-                steps.append((name, (value,)))
+        given = vars(command)
+        steps += [(name, (given[name],)) for name in _NUMBERS & given.keys() if given[name] is not None]
         if command.cpu_affinity is not None:
             steps.append(("cpu_affinity", command.cpu_affinity))
         if command.no_new_privs:

@@ -37,8 +37,10 @@ _verdicts: dict[tuple[int, int, int, int], bool] = {}
 _MOST_VERDICTS = 1000
 
 
-def candidates(program: bytes, path: bytes | None, directory: int) -> list[bytes]:
-    """Return the files that `execvp` would try, without those that are not there.
+def candidates(
+    program: bytes, path: bytes | None, directory: int
+) -> list[tuple[bytes, os.stat_result | None]]:
+    """Return the files that `execvp` would try, as found now, without those that are not there.
 
     Args:
         program: its name; searched for in PATH if there is no slash in it.
@@ -53,27 +55,26 @@ def candidates(program: bytes, path: bytes | None, directory: int) -> list[bytes
     else:
         folders = (os.fsencode(os.defpath) if path is None else path).split(b":")
         paths = [os.path.join(folder, program) for folder in folders]
-    found = []
+    found: list[tuple[bytes, os.stat_result | None]] = []
     missing = errno.ENOENT
     for path in paths:
         try:
-            os.stat(path, dir_fd=directory)
+            found.append((path, os.stat(path, dir_fd=directory)))
         except (FileNotFoundError, NotADirectoryError) as error:
             missing = error.errno or missing
-            continue
         except OSError:
-            pass  # for `execve` to say, with the command's credentials
-        found.append(path)
+            found.append((path, None))  # for `execve` to say, with the command's credentials
     if not found:
         raise OSError(missing, os.strerror(missing))
     return found
 
 
-def is_local(path: bytes, directory: int) -> bool:
+def is_local(path: bytes, seen: os.stat_result | None, directory: int) -> bool:
     """Tell whether the program, what interprets it, and the working directory are on local file systems."""
+    if seen is None:
+        return False
     here = b"/proc/self/fd/%d" % directory
     try:
-        seen = os.stat(path, dir_fd=directory)
         key = (seen.st_dev, seen.st_ino, seen.st_mtime_ns, seen.st_ctime_ns)
         if key not in _verdicts:
             if len(_verdicts) >= _MOST_VERDICTS:

@@ -50,6 +50,7 @@ def environment() -> dict[bytes, bytes]:
 def _namespaces() -> list[bytes]:
     folder = os.open("/proc/thread-self/ns", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return [os.readlink(name, dir_fd=folder) for name in _NAMESPACES]
+        readlink = os.readlink
+        return [readlink(name, dir_fd=folder) for name in _NAMESPACES]
     finally:
         os.close(folder)

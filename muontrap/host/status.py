@@ -52,9 +52,7 @@ class Status:
         self.result: CompletedProcess | None = None
         self.suspended: int | None = None
         self._channel = channel
-        self._insists = command.insists_on_cgroup
-        self._program = os.fsdecode(command.executable or command.argv[0])
-        self._directory = os.fsdecode(command.cwd or b".")
+        self._command = command
         self._lock = threading.Lock()
         self._died: GuardDied | None = None
         self._failure: OSError | None = None
@@ -194,14 +192,15 @@ class Status:
             return self.link.stale()
         if self.placing and failed.step in (b"cgroup", b"join"):
             refusal = self.placing.refused(failed.errno, os.fsdecode(failed.path))
-            return refusal if self._insists else NotPlaced(*refusal.args)
+            return refusal if self._command.insists_on_cgroup else NotPlaced(*refusal.args)
         return self._error(failed.errno, failed.step.decode("ascii", "replace"))
 
     def _error(self, code: int, step: str) -> OSError:
         """Return the exception that `subprocess` would raise; it names the step where that could not."""
-        paths = {"execve": self._program, "chdir": self._directory}
-        text = os.strerror(code) if step in paths else f"{os.strerror(code)} (at {step})"
-        return OSError(code, text, paths.get(step, self._program))
+        text = os.strerror(code) if step in ("execve", "chdir") else f"{os.strerror(code)} (at {step})"
+        program = self._command.executable or self._command.argv[0]
+        directory = self._command.cwd or b"."
+        return OSError(code, text, os.fsdecode(directory if step == "chdir" else program))
 
 
 # Of a forked child's parent: what the child must not hold open.

@@ -63,8 +63,9 @@ class Pipes:
         """Close them all; input that the command did not read is lost."""
         while self.kept:
             os.close(self.kept.pop())
-        for target in range(3):
-            self.close_one(target)
+        for target, fd in enumerate(self.fds):
+            if fd is not None:
+                self.close_one(target)
 
     def close_one(self, target: int) -> None:
         """Close one, if it is there and open."""
@@ -125,12 +126,14 @@ class Streams:
         if value is None:
             if _is_inherited(target):
                 self._place(target, target)
+        elif value == PIPE and target == 0:
+            reading, self.pipes.fds[0] = os.pipe2(os.O_CLOEXEC)
+            self._temporary.append(reading)
+            self._place(target, reading)
         elif value == PIPE:
-            reading, writing = os.pipe2(os.O_CLOEXEC)
-            mine, its = (writing, reading) if target == 0 else (reading, writing)
-            self.pipes.fds[target] = mine
-            (self._temporary if target == 0 else self._outputs).append(its)
-            self._place(target, its)
+            self.pipes.fds[target], writing = os.pipe2(os.O_CLOEXEC)
+            self._outputs.append(writing)
+            self._place(target, writing)
         elif value == STDOUT:
             if 1 in self.targets:
                 self._place(target, self.sources[self.targets.index(1)])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import _socket
 import os
 import struct
+from _socket import MSG_CTRUNC, SCM_CREDENTIALS, SCM_RIGHTS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,12 +64,12 @@ def receive(sock: _socket.socket) -> Packet:
 def _packet(data: bytes, ancillary: list[Ancillary], flags: int) -> Packet:
     fds: list[int] = []
     credentials = None
-    for level, kind, content in ancillary:
-        if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS):
-            fds += struct.unpack(f"{len(content) // 4}i", content[: len(content) // 4 * 4])
-        elif (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_CREDENTIALS):
+    for _, kind, content in ancillary:  # of SOL_SOCKET all
+        if kind == SCM_RIGHTS:
+            fds += struct.unpack_from(f"{len(content) // 4}i", content)
+        elif kind == SCM_CREDENTIALS:
             credentials = struct.unpack("3I", content)
-    if flags & _socket.MSG_CTRUNC:
+    if flags & MSG_CTRUNC:
         close(fds)
         raise Truncated
     return Packet(data, fds, credentials)

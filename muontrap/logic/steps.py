@@ -51,8 +51,9 @@ def can_spawn(steps: Iterable[Step], targets: Iterable[int]) -> bool:
     (and a process group only since Python 3.11), and standard streams alone.
     """
     names = {name for name, _ in steps}
-    plain = "setsid" in names and all(target <= 2 for target in targets)
-    return names <= _SPAWNABLE and (plain or not names & CREDENTIALS)
+    if names.isdisjoint(CREDENTIALS):
+        return names <= _SPAWNABLE
+    return names <= _SPAWNABLE and "setsid" in names and all(target <= 2 for target in targets)
 
 
 def in_the_way(targets: Iterable[int], sources: Iterable[int]) -> set[int]:

@@ -36,12 +36,12 @@ RECORD_BYTES = 64 * 1024 * 1024
 _HEAD = struct.Struct("<II")
 
 
-def _pack(code: str, values: Sequence[float]) -> bytes:
-    return struct.pack(f"<{len(values)}{code}", *values) if values else b""
+def _pack(values: Sequence[int]) -> bytes:
+    return struct.pack(f"{len(values)}q", *values)
 
 
-def _unpack(code: str, body: bytes) -> list[Any]:
-    return list(struct.unpack(f"<{len(body) // 8}{code}", body)) if body else []
+def _unpack(body: bytes) -> list[int]:
+    return memoryview(body).cast("q").tolist()
 
 
 def _strings(body: bytes) -> list[bytes]:
@@ -61,11 +61,11 @@ def _pack_steps(steps: Sequence[Step]) -> bytes:
     numbers: list[int] = []
     for name, own in steps:
         numbers += NAMES.index(name), len(own), *own
-    return _pack("q", numbers)
+    return _pack(numbers)
 
 
 def _unpack_steps(body: bytes) -> list[Step]:
-    numbers = _unpack("q", body)
+    numbers = _unpack(body)
     steps: list[Step] = []
     at = 0
     while at < len(numbers):
@@ -82,8 +82,11 @@ _SCALARS = {"int": "q", "float": "d"}
 # ... and what does not.  No string has a NUL: execve(2) has no other end for them either.
 _BODIES: dict[str, tuple[Encoder, Decoder]] = {
     "bytes": (bytes, bytes),
-    "list[int]": (lambda values: _pack("q", values), lambda body: _unpack("q", body)),
-    "list[float]": (lambda values: _pack("d", values), lambda body: _unpack("d", body)),
+    "list[int]": (_pack, _unpack),
+    "list[float]": (
+        lambda values: struct.pack(f"{len(values)}d", *values),
+        lambda body: memoryview(body).cast("d").tolist(),
+    ),
     "list[bytes]": (lambda strings: b"\0".join([*strings, b""]), _strings),
     "dict[bytes, bytes]": (lambda pairs: b"".join([b"%b\0%b\0" % pair for pair in pairs.items()]), _mapping),
     "list[Step]": (_pack_steps, _unpack_steps),
@@ -98,13 +101,19 @@ class Record:
     _head: ClassVar[struct.Struct]
     _number: ClassVar[int]
     _scalars: ClassVar[list[str]]
-    _bodies: ClassVar[list[tuple[str, Encoder, Decoder]]]
+    _bodies: ClassVar[list[str]]
+    _encoders: ClassVar[list[Encoder]]
+    _decoders: ClassVar[list[Decoder]]
+    _division: ClassVar[str]
 
     def __init_subclass__(cls) -> None:
         # A head: the kind, each number, and the length of each body in bytes; then these bodies.
         cls.FIELDS = cls.__annotations__
         cls._scalars = [name for name, kind in cls.FIELDS.items() if kind in _SCALARS]
-        cls._bodies = [(name, *_BODIES[kind]) for name, kind in cls.FIELDS.items() if kind in _BODIES]
+        cls._bodies = [name for name, kind in cls.FIELDS.items() if kind in _BODIES]
+        cls._encoders = [_BODIES[cls.FIELDS[name]][0] for name in cls._bodies]
+        cls._decoders = [_BODIES[cls.FIELDS[name]][1] for name in cls._bodies]
+        cls._division = "%ds" * len(cls._bodies)
         codes = [_SCALARS[cls.FIELDS[name]] for name in cls._scalars]
         cls._head = struct.Struct(f"<B{''.join(codes)}{len(cls._bodies)}Q")
         cls._number = len(_KINDS)
@@ -124,8 +133,8 @@ class Record:
     def encode(self) -> bytes:
         """Return the record's bytes."""
         values = self.__dict__
-        bodies = [encode(values[name]) for name, encode, _ in self._bodies]
-        scalars = [values[name] for name in self._scalars]
+        scalars = map(values.__getitem__, self._scalars)
+        bodies = [encode(values[name]) for name, encode in zip(self._bodies, self._encoders, strict=True)]
         return self._head.pack(self._number, *scalars, *map(len, bodies)) + b"".join(bodies)
 
 
@@ -235,19 +244,15 @@ def decode(data: bytes) -> Record:
     if not data or data[0] >= len(_KINDS):
         raise ProtocolError(f"no record of kind {data[:1]!r}")
     kind = _KINDS[data[0]]
-    name, at = "the head", kind._head.size
+    record = object.__new__(kind)
     try:
         _, *numbers = kind._head.unpack_from(data)
-        values = dict(zip(kind._scalars, numbers))  # noqa: B905 the rest are sizes
-        for (name, _, decode_body), size in zip(kind._bodies, numbers[len(values) :], strict=True):
-            start, at = at, at + size
-            values[name] = decode_body(data[start:at])
-    except (struct.error, ValueError) as error:
-        raise ProtocolError(f"{name} of a {kind.__name__} is malformed: {error}") from error
-    if at != len(data):
-        raise ProtocolError(f"a {kind.__name__} of {at} bytes came in {len(data)}")
-    record = object.__new__(kind)
-    record.__dict__ = values
+        count = len(kind._scalars)
+        bodies = struct.unpack(kind._division % (*numbers[count:],), data[kind._head.size :])
+        values = [decode(body) for decode, body in zip(kind._decoders, bodies, strict=True)]
+        record.__dict__ = dict(zip(kind._scalars + kind._bodies, numbers[:count] + values, strict=True))
+    except (struct.error, TypeError, ValueError) as error:
+        raise ProtocolError(f"a {kind.__name__} is malformed: {error}") from error
     return record
 
 
@@ -257,6 +262,8 @@ def packets(payload: bytes, fd_count: int) -> list[tuple[bytes, int, int]]:
     The first begins with the sizes of the whole, and has the status socket, over which the rest comes.
     """
     data = _HEAD.pack(len(payload), fd_count) + payload
+    if len(data) <= PACKET_BYTES and fd_count <= PACKET_FDS:
+        return [(data, 0, fd_count)]
     count = max(-(-len(data) // PACKET_BYTES), -(-fd_count // PACKET_FDS))
     return [
         (

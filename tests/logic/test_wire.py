@@ -157,7 +157,7 @@ def test_a_malformed_field_is_an_error(name: str, body: bytes) -> None:
     scalars = [field for field, kind in Launch.FIELDS.items() if kind in ("int", "float")]
     bodies = [field for field in Launch.FIELDS if field not in scalars]
     at = 1 + 8 * (scalars + bodies).index(name)
-    with pytest.raises(ProtocolError, match=name):
+    with pytest.raises(ProtocolError, match="a Launch is malformed"):
         decode(data[:at] + len(body).to_bytes(8, "little") + data[at + 8 :] + body)
 
 
