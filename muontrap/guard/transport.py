@@ -36,15 +36,21 @@ class Request:
     of the directory and of the launch's targets.
     """
 
-    __slots__ = ("_assembly", "launch", "placement", "status")
+    __slots__ = ("_assembly", "_socket", "_status", "launch", "placement")
 
     def __init__(self, status: int) -> None:
         self._assembly = Assembly()
         self.launch: Launch | None = None
         self.placement: Placement | None = None
-        self.status: _socket.socket = _socket.socket(
-            _socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fileno=status
-        )
+        self._status = status
+        self._socket: _socket.socket | None = None
+
+    @property
+    def status(self) -> _socket.socket:
+        """The status socket; made when it is asked for: a command starts sooner than the host is told."""
+        if self._socket is None:
+            self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fileno=self._status)
+        return self._socket
 
     @property
     def directory(self) -> int:

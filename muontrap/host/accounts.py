@@ -8,25 +8,36 @@ import pwd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from muontrap.logic.command import Command
     from muontrap.logic.steps import Step
 
 
+_OPTIONS = frozenset(("user", "group", "extra_groups"))
+
+
 class Identity:
     """What `user`, `group` and `extra_groups` come to; None leaves what the host has."""
 
+    uid: int | None = None
+    gid: int | None = None
+    groups: list[int] | None = None
+    variables: Mapping[bytes, bytes] = {}
+
     def __init__(self, command: Command) -> None:
+        if not _OPTIONS.isdisjoint(vars(command)):
+            self._look_up(command)
+
+    def _look_up(self, command: Command) -> None:
         account = _account(command.user)
-        self.uid: int | None = account.pw_uid if account else command.user
+        self.uid = account.pw_uid if account else command.user
         self.gid = _gid(command.group)
         if self.gid is None and command.user is not None:
             if account is None:
                 raise ValueError(f"user {command.user!r} has no account: give group= as well")
             self.gid = account.pw_gid
-        self.groups: list[int] | None = _groups(command.extra_groups, account, self.gid)
-        self.variables: dict[bytes, bytes] = {}
+        self.groups = _groups(command.extra_groups, account, self.gid)
         if account:
             self.variables = {
                 b"HOME": os.fsencode(account.pw_dir),

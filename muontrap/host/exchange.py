@@ -143,13 +143,15 @@ class Exchange:
             stderr.value() if isinstance(stderr, Kept) else None,
         )
 
-    def output(self) -> tuple[Any, Any]:
-        """Return what was kept, decoded if the command's streams are text.
+    def decoded(self, outputs: tuple[bytes | None, bytes | None]) -> tuple[Any, Any]:
+        """Return stdout and stderr, decoded if the command's streams are text.
 
         `UnicodeDecodeError` has the stream's bytes in its `object`.
         """
-        stdout, stderr = self.so_far()
-        return (self._decode(stdout), self._decode(stderr)) if self._command.is_text else (stdout, stderr)
+        if not self._command.is_text:
+            return outputs
+        stdout, stderr = outputs
+        return self._decode(stdout), self._decode(stderr)
 
     def _left(self, deadline: float | None) -> float | None:
         """Return how many seconds to wait; end a command that has been silent for too long."""

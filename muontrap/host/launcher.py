@@ -118,7 +118,8 @@ class Launcher:
         """
         if timeout is not None:
             timeout = check_seconds("timeout", timeout)
-        command, sinks = self._command, dict[int, "Sink"]()
+        command = self._command
+        sinks: dict[int, Sink] = {}
         if explicit_ack or any(each is not None for each in (on_stdout, on_stderr, into)):
             command, sinks = _sinks().of_launch(
                 command, on_stdout, on_stderr, into, explicit_ack=explicit_ack
@@ -179,7 +180,8 @@ class Launcher:
         deadline = None if timeout is None else time.monotonic() + timeout
         if max_output_policy not in CAP_POLICIES:
             raise ValueError(f"max_output_policy must be 'stop' or 'drop', not {max_output_policy!r}")
-        command, sinks, cap = self._with_pipes(input, capture_output), dict[int, "Sink"](), None
+        command, cap = self._with_pipes(input, capture_output), None
+        sinks: dict[int, Sink] = {}
         if into is not None:
             command, sinks = _sinks().direct(command, into)
         if max_output is not None:
@@ -339,8 +341,8 @@ def _placing(command: Command, link: Link) -> Placing | None:
     if command.cgroup or command.insists_on_cgroup:
         cgroups = import_module("muontrap.host.cgroups")  # which most hosts never need
         placing = cgroups.place(command, link.hello.guard_id)
-    found = layers(link, placing)
     for layer in command.require:
+        found = layers(link, placing)
         if not any(name.startswith(layer) for name in found):
             raise ContainmentError(f"require={layer!r}: there are {', '.join(found)}; see `muontrap doctor`")
     return placing

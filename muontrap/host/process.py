@@ -154,7 +154,7 @@ class Process:
         if not exchange.until_end(deadline):
             assert timeout is not None
             raise TimeoutExpired(self.args, timeout, *exchange.so_far())
-        return exchange.output()
+        return exchange.decoded(exchange.so_far())
 
     if TYPE_CHECKING:
 
@@ -337,11 +337,11 @@ class Process:
         exchange.finish()
         result = self._status.result
         assert result is not None
-        result.stdout, result.stderr = exchange.so_far()
         if cap and cap.must_stop and result.reason in ("exited", "signal"):
             result.reason = "max-output"  # it ended before it could be stopped
+        result.stdout, result.stderr = so_far = exchange.so_far()
         try:
-            result.stdout, result.stderr = exchange.output()
+            result.stdout, result.stderr = exchange.decoded(so_far)
         except UnicodeDecodeError as error:
             error.result = result  # type: ignore[attr-defined]
             raise

@@ -125,7 +125,9 @@ class Status:
 
     def sooner(self, deadline: float | None) -> float | None:
         """Return until when to wait for a word: the deadline, or when a guard's silence is one."""
-        return min((at for at in (deadline, self._stuck_at) if at is not None), default=None)
+        if deadline is None or self._stuck_at is None:
+            return self._stuck_at if deadline is None else deadline
+        return min(deadline, self._stuck_at)
 
     def is_late(self, deadline: float | None) -> bool:
         """Tell whether the deadline has passed; see to a guard that has not said anything yet."""

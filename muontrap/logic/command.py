@@ -77,6 +77,7 @@ MAX_LINE = 2**20
 LAYERS = ("cgroup", "cgroup-v1", "cgroup-v2", "tag", "subreaper")
 
 _RLIMIT_LOCKS = 10
+_FOR_CGROUPS = frozenset(("cgroup_base", "cgroup_path", "cgroup_controllers", "cgroup_sets", "limits"))
 _REFUSED = {
     "shell": "shell=True is refused: give the program and its arguments as a list, or "
     "['sh', '-c', script] where a shell is meant",
@@ -117,8 +118,8 @@ class Command:
     @property
     def insists_on_cgroup(self) -> bool:
         """Whether there has to be one."""
-        asked = (self.cgroup_base, self.cgroup_path, self.cgroup_controllers, self.cgroup_sets, self.limits)
-        return self.cgroup is True or any(asked)
+        given = vars(self)  # what is not there has a default, and asks for nothing
+        return given.get("cgroup") is True or any(given[name] for name in _FOR_CGROUPS & given.keys())
 
     @property
     def is_text(self) -> bool:
