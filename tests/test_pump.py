@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 import muontrap.host.delivery
 import muontrap.host.pump
+import muontrap.host.status
 from muontrap import PIPE, Launcher, Process
 from muontrap.logic.command import DEFAULT_WINDOW
 
@@ -986,6 +987,39 @@ def test_a_process_in_a_cycle_leaves_no_descriptor(args: list[str], arguments: d
         warnings.simplefilter("ignore")
         del process
         gc.collect()
+
+
+@pytest.mark.parametrize("act", [Process.poll, Process.wait, Process.close], ids=lambda act: act.__name__)
+@pytest.mark.parametrize("word", ["started", "ended"])
+def test_a_finalizer_may_interrupt_who_asks_for_its_own_command(
+    act: Callable[[Process], object], word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gets an error; nothing hangs, nobody misses what was said, and no descriptor stays."""
+    process = Launcher(["sleep", "1000"]).begin()
+    if word == "ended":
+        process.wait_started(BOUND)
+        process.kill()
+    errors: list[BaseException] = []
+
+    def interrupted(channel: Any) -> Any:
+        packet = receive(channel)
+        with pytest.raises(RuntimeError, match="this finalizer can't ask") as caught:
+            act(process)
+        errors.append(caught.value)
+        return packet
+
+    receive = muontrap.host.status.receive
+    wait_readable([process.fileno()], time.monotonic() + BOUND)
+    monkeypatch.setattr(muontrap.host.status, "receive", interrupted)
+    if (act, word) == (Process.close, "started"):
+        with pytest.raises(ValueError, match="closed before its end"):
+            process.poll()
+    else:
+        assert process.poll() == (-signal.SIGKILL if word == "ended" else None)
+    monkeypatch.undo()
+    assert len(errors) == 1
+    assert process.pid > 0
+    process.close()
 
 
 # --- Many

@@ -68,8 +68,8 @@ class ForkExec:
             said = b""
             while piece := os.read(reading, 200):
                 said += piece
-        except TypeError as error:
-            raise NotStarted from error
+        except (TypeError, ValueError) as error:
+            raise NotStarted from error  # another signature; or more groups than it has room for (64 on 3.11)
         finally:
             signals.block(blocked)
             os.close(reading)

@@ -53,7 +53,8 @@ class Status:
         self.suspended: int | None = None
         self._channel = channel
         self._command = command
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._is_reading = False
         self._died: GuardDied | None = None
         self._failure: OSError | None = None
         self._lost_pidfd = False
@@ -95,13 +96,23 @@ class Status:
         """Take what the guard has said; return whether nothing of the command is left.
 
         Raises:
+            RuntimeError: a finalizer asks, and what it has interrupted is this very function.
+            ValueError: a finalizer has closed it, and nobody waited for the end.
             GuardDied: it will never say; the command is dead.
             OSError: why the command did not run.
         """
         self.check_here()
         with self._lock:
+            if self._is_reading:
+                raise RuntimeError("this finalizer can't ask: it has interrupted who takes the answer")
             if self.is_running:
-                self._read_record()
+                if self.is_closed:
+                    raise ValueError(f"command {self.pid} was closed before its end was known")
+                self._is_reading = True
+                try:
+                    self._read_record()
+                finally:
+                    self._is_reading = False
                 if self.result and self.result.unkillable and not self.is_closed:
                     # Readable from now on, for all who wait: the guard keeps it open until that dies.
                     self._channel.shutdown(_socket.SHUT_RD)
@@ -119,9 +130,10 @@ class Status:
 
     def wait_for_word(self, deadline: float | None) -> bool:
         """Wait until there may be something for `has_ended`; False when the deadline has passed before."""
-        until = self.sooner(deadline)
+        until, word = self.sooner(deadline), self.fileno()
         left = None if until is None else until - time.monotonic()
-        return bool(wait_readable([self.fileno()], left)) or not self.is_late(deadline)
+        # Another thread may have closed it since it was asked for the end, which is known then.
+        return word < 0 or bool(wait_readable([word], left)) or not self.is_late(deadline)
 
     def sooner(self, deadline: float | None) -> float | None:
         """Return until when to wait for a word: the deadline, or when a guard's silence is one."""
@@ -180,6 +192,8 @@ class Status:
             self._died = self.link.lost(f"command {self.args!r}")
         elif isinstance(record, Started):
             self.pid, self.pidfd = record.pid, fds[0]
+            if self.is_closed:  # by a finalizer, since it was read
+                self.close()
         elif isinstance(record, Failed):
             self._failure = self._failure_of(record)
         elif isinstance(record, Ended) and self._lost_pidfd:

@@ -120,6 +120,12 @@ def test_group_and_extra_groups_override(arena: Arena) -> None:
     assert set(status["Groups"]) == {str(grp.getgrnam("mail").gr_gid), "12345"}
 
 
+def test_more_groups_than_subprocess_takes(arena: Arena) -> None:
+    groups = list(range(10_000, 10_100))
+    status = status_as(arena, user="nobody", extra_groups=groups)
+    assert status["Groups"] == list(map(str, groups))
+
+
 def test_group_alone_does_not_keep_roots_groups(arena: Arena) -> None:
     status = status_as(arena, group="daemon", before=setpriv("--groups=4,27"))
     assert status["Uid"] == 4 * ["0"]
