@@ -47,32 +47,10 @@ class ForkExec:
         if not self._absorbs:
             signals.absorb()
             self._absorbs = True
-        steps = dict(launch.steps)
-        streams = dict(zip(launch.targets, sources, strict=True))
-        stdin, stdout, stderr = (streams.get(target, -1) for target in range(3))
-        (gid,), (uid,) = steps.get("setresgid", (None,)), steps.get("setresuid", (None,))
-        groups = list(steps["setgroups"]) if "setgroups" in steps else None
-        env = [b"%b=%b" % variable for variable in launch.env.items()]
-        reading, writing = os.pipe2(os.O_CLOEXEC)
-        # The child has no other moment to unblock them.
-        blocked = signals.block(())
         try:
-            try:
-                pid = self._fork_exec(
-                    launch.argv, (path,), False, (), None, env, stdin, -1, -1, stdout, -1, stderr,
-                    reading, writing, False, True, *_GROUP, gid, groups, uid, -1, None, *_VFORK,
-                )  # fmt: skip
-            finally:
-                os.close(writing)
-            # At once, for until it sleeps here the guard keeps the CPU from the child, and copies pages.
-            said = b""
-            while piece := os.read(reading, 200):
-                said += piece
+            pid, said = _start(self._fork_exec, path, launch, sources)
         except (TypeError, ValueError) as error:
             raise NotStarted from error  # another signature; or more groups than it has room for (64 on 3.11)
-        finally:
-            signals.block(blocked)
-            os.close(reading)
         if said:
             os.waitpid(pid, 0)
             _, code, reason = said.split(b":", 2)
@@ -80,3 +58,35 @@ class ForkExec:
                 raise NotStarted  # "noexec": it failed before `execve`
             raise OSError(int(code, 16), os.strerror(int(code, 16)))
         return pid
+
+
+def _start(
+    fork_exec: Callable[..., int], path: bytes, launch: Launch, sources: Sequence[int]
+) -> tuple[int, bytes]:
+    """Return the child's pid, and what it says when it fails."""
+    steps = dict(launch.steps)
+    streams = dict(zip(launch.targets, sources, strict=True))
+    stdin, stdout, stderr = (streams.get(target, -1) for target in range(3))
+    (gid,), (uid,) = steps.get("setresgid", (None,)), steps.get("setresuid", (None,))
+    groups = list(steps["setgroups"]) if "setgroups" in steps else None
+    env = [b"%b=%b" % variable for variable in launch.env.items()]
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    # The child has no other moment to unblock them.
+    blocked = signals.block(())
+    try:
+        pid = fork_exec(
+            launch.argv, (path,), False, (), None, env, stdin, -1, -1, stdout, -1, stderr, reading, writing,
+            False, True, *_GROUP, gid, groups, uid, -1, None, *_VFORK,
+        )  # fmt: skip
+        os.close(writing)
+        writing = -1
+        # At once, for until it sleeps here the guard keeps the CPU from the child, and copies pages.
+        said = b""
+        while piece := os.read(reading, 200):
+            said += piece
+        return pid, said
+    finally:
+        signals.block(blocked)
+        os.close(reading)
+        if writing >= 0:
+            os.close(writing)
