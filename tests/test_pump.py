@@ -976,8 +976,7 @@ def test_a_process_in_a_cycle_leaves_no_descriptor(args: list[str], arguments: d
             self.itself = self
 
         def __del__(self) -> None:
-            with contextlib.suppress(OSError):
-                self.process.close()
+            self.process.close()
 
     process = Launcher(args, stdout=PIPE).launch(**arguments)
     if args[0] == "echo":

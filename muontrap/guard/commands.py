@@ -65,6 +65,7 @@ class Command:
         "main",
         "number",
         "placed",
+        "said",
         "status_fd",
         "terminal",
     )
@@ -84,6 +85,7 @@ class Command:
         self.main: Held = main
         self.launched: float = began
         self.errors: int | None = None  # the pipe of a forked child, until `execve` is done
+        self.said: bytes = b""  # what has come of it
         self.terminal: tuple[int, int] | None = None  # (descriptor, the host's process group)
         self.status_fd: int = status.fileno()
         self._status: _socket.socket | None = status
@@ -237,8 +239,9 @@ class Command:
         if action == "signal-main":
             self._signal([self.main])
         elif action == "signal-all":
-            with self._family.left_of(self.number, lambda _: None) as found:
-                self._signal(found)
+            if not (self._exited and self._family.left_nothing(self.number)):
+                with self._family.left_of(self.number, lambda _: None) as found:
+                    self._signal(found)
             self._look_at = now
         elif action == "kill-main":
             self._note(signals.SIGKILL, 1)

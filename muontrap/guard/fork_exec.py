@@ -7,86 +7,120 @@ they write to is copied (F54).
 
 from __future__ import annotations
 
+import errno
 import os
+import select
 import sys
 
+from muontrap.guard.spawn import NotStarted, StepFailed
 from muontrap.kernel import signals
 from muontrap.kernel.identity import drops_for_good
+from muontrap.logic.wire import Failed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from muontrap.guard.spawn import Assumed
     from muontrap.logic.wire import Launch
 
-_fork_exec: Callable[..., int] | None
-try:
+_fork_exec: Callable[..., int] | None = None
+# 3.12.0 keeps the groups where there are to be none: CVE-2023-6507.
+if sys.implementation.name == "cpython" and sys.version_info[:3] != (3, 12, 0):
     from _posixsubprocess import fork_exec as _fork_exec
-except ImportError:  # another interpreter than CPython
-    _fork_exec = None
 
 # Its signature is not a public one: no process group (-1), and no vfork, which it would refuse here.
 _GROUP, _VFORK = ((-1,), (False,)) if sys.version_info >= (3, 11) else ((), ())
-
-
-class NotStarted(Exception):
-    """This takes a child in Python, which checks more, and can say which of its steps fails."""
+# The highest number means "leave as it is".
+_IDS = range(2**32 - 1)
+_EXECUTE_MS = 50
 
 
 class ForkExec:
     """The guard's way for credentials alone; `NotStarted` where another has to be gone."""
 
     def __init__(self) -> None:
-        self._fork_exec = _fork_exec if drops_for_good() else None
-        self._absorbs = False
+        self._is_usable = drops_for_good()
 
-    def __call__(self, path: bytes, launch: Launch, sources: Sequence[int]) -> int:
-        """Start one program in the command's place."""
-        if self._fork_exec is None:
+    def __call__(self, launch: Launch, assumed: Assumed) -> tuple[int, int | None]:
+        """Start the command; return its pid, and None when `execve` is done.
+
+        If that takes long, there is a pipe, not blocking, which gives what `failure` takes, or end of
+        file.  For a process of the new user can stop the child between its steps.
+        """
+        steps = dict(launch.steps)
+        ids = steps.get("setresuid", ()) + steps.get("setresgid", ()) + steps.get("setgroups", ())
+        possible = self._is_usable and all(number in _IDS for number in ids)
+        if _fork_exec is None or not possible or signals.faults_are_pending():
             raise NotStarted
-        if not self._absorbs:
-            signals.absorb()
-            self._absorbs = True
+        signals.absorb()
         try:
-            pid, said = _start(self._fork_exec, path, launch, sources)
-        except (TypeError, ValueError) as error:
-            raise NotStarted from error  # another signature; or more groups than it has room for (64 on 3.11)
+            reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise StepFailed(error.errno or 0, "descriptors") from error
+        try:
+            with assumed as sources:
+                pid, said = _start(_fork_exec, launch, sources, (reading, writing))
+        except BaseException:
+            os.close(reading)
+            raise
+        if said is None:
+            return pid, reading
+        os.close(reading)
         if said:
             os.waitpid(pid, 0)
-            _, code, reason = said.split(b":", 2)
-            if reason:
-                raise NotStarted  # "noexec": it failed before `execve`
-            raise OSError(int(code, 16), os.strerror(int(code, 16)))
-        return pid
+            failed = failure(said)
+            if failed.step != b"execve":
+                raise NotStarted
+            raise StepFailed(failed.errno, "execve")
+        return pid, None
 
 
 def _start(
-    fork_exec: Callable[..., int], path: bytes, launch: Launch, sources: Sequence[int]
-) -> tuple[int, bytes]:
-    """Return the child's pid, and what it says when it fails."""
+    fork_exec: Callable[..., int], launch: Launch, sources: Sequence[int], pipe: tuple[int, int]
+) -> tuple[int, bytes | None]:
+    """Return the child's pid, and what it has said; None when that is not sure yet."""
     steps = dict(launch.steps)
     streams = dict(zip(launch.targets, sources, strict=True))
     stdin, stdout, stderr = (streams.get(target, -1) for target in range(3))
     (gid,), (uid,) = steps.get("setresgid", (None,)), steps.get("setresuid", (None,))
     groups = list(steps["setgroups"]) if "setgroups" in steps else None
     env = [b"%b=%b" % variable for variable in launch.env.items()]
-    reading, writing = os.pipe2(os.O_CLOEXEC)
+    reading, writing = pipe
+    poll = select.poll()
+    poll.register(reading, select.POLLIN)
     # The child has no other moment to unblock them.
     blocked = signals.block(())
     try:
-        pid = fork_exec(
-            launch.argv, (path,), False, (), None, env, stdin, -1, -1, stdout, -1, stderr, reading, writing,
-            False, True, *_GROUP, gid, groups, uid, -1, None, *_VFORK,
-        )  # fmt: skip
-        os.close(writing)
-        writing = -1
+        try:
+            pid = fork_exec(
+                launch.argv, launch.candidates, False, (), None, env, stdin, -1, -1, stdout, -1, stderr,
+                *pipe, False, True, *_GROUP, gid, groups, uid, -1, None, *_VFORK,
+            )  # fmt: skip
+        finally:
+            os.close(writing)
         # At once, for until it sleeps here the guard keeps the CPU from the child, and copies pages.
         said = b""
-        while piece := os.read(reading, 200):
+        while poll.poll(_EXECUTE_MS):
+            piece = os.read(reading, 200)
+            if not piece:
+                return pid, said
             said += piece
-        return pid, said
+        if said:  # it has failed, and was stopped in saying so
+            os.kill(pid, signals.SIGKILL)
+            os.waitpid(pid, 0)
+            raise NotStarted
+        return pid, None
+    except (TypeError, ValueError) as error:
+        raise NotStarted from error  # another signature; or more groups than it has room for (64 on 3.11)
+    except OSError as error:
+        raise StepFailed(error.errno or 0, "fork") from error
     finally:
         signals.block(blocked)
-        os.close(reading)
-        if writing >= 0:
-            os.close(writing)
+
+
+def failure(said: bytes) -> Failed:
+    """Return what a child of `fork_exec` means, that tells no steps before `execve` apart."""
+    _, code, reason = (*said.split(b":", 2), b"", b"")[:3]
+    number = int(code, 16) if code else errno.EPROTO
+    return Failed(errno=number, step=b"a change of ids" if reason else b"execve", path=b"")

@@ -16,9 +16,9 @@ from muontrap.guard import transport
 from muontrap.guard.child import fork
 from muontrap.guard.commands import Command
 from muontrap.guard.family import Family
-from muontrap.guard.fork_exec import ForkExec, NotStarted
+from muontrap.guard.fork_exec import ForkExec, failure
 from muontrap.guard.priority import raise_priority, restore_priority
-from muontrap.guard.spawn import Assumed, StepFailed, posix_spawn, spawn
+from muontrap.guard.spawn import Assumed, NotStarted, StepFailed, spawn
 from muontrap.kernel import process, signals, sockets
 from muontrap.logic.steps import CREDENTIALS
 from muontrap.logic.wire import Failed, Hello, decode
@@ -272,15 +272,17 @@ class Guard:
         assumed = Assumed(
             launch, request.directory, request.sources, files=self._files, locks=self._locks, tag=tag
         )
-        if launch.spawn:
-            changes = not CREDENTIALS.isdisjoint(dict(launch.steps))
-            try:
-                return self._hold(spawn(launch, assumed, self._fork_exec if changes else posix_spawn)), None
-            except NotStarted:
-                pass
-            finally:
-                self._children_changed |= changes  # a SIGCHLD may have come while none was blocked
-        pid, pipe = fork(launch, assumed, placed.group if placed else None)
+        pipe: int | None = None
+        try:
+            if not launch.spawn:
+                raise NotStarted
+            if CREDENTIALS.isdisjoint(dict(launch.steps)):
+                pid = spawn(launch, assumed, self._files[0])
+            else:
+                self._children_changed = True  # a SIGCHLD may come while none is blocked
+                pid, pipe = self._fork_exec(launch, assumed)
+        except NotStarted:
+            pid, pipe = fork(launch, assumed, placed.group if placed else None)
         return self._hold(pid), pipe
 
     def _out_of_memory(self, command: Command) -> None:
@@ -321,15 +323,17 @@ class Guard:
         if command.errors is None:
             return
         try:
-            text = os.read(command.errors, 4096)
+            while piece := os.read(command.errors, 4096):
+                command.said += piece
         except BlockingIOError:
             return
         self._ignore(command.errors)
         os.close(command.errors)
         command.errors = None
-        if text:
+        if command.said:
             os.waitpid(command.main.pid, 0)  # it exits next
-            command.abandon(decode(text))
+            is_of_c = command.said.startswith(b"OSError:")
+            command.abandon((failure if is_of_c else decode)(command.said))
             self._forget(command)
         else:
             command.report_started()

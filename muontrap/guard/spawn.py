@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from muontrap.logic.wire import Launch
 
     Limits = tuple[int, int]
-    Execute = Callable[[bytes, Launch, Sequence[int]], int]
 
 
 class StepFailed(Exception):
@@ -33,6 +32,10 @@ class StepFailed(Exception):
         self.code = code
         self.step = step
         self.path = path
+
+
+class NotStarted(Exception):
+    """This takes a child in Python, which can do more, checks more, and says which of its steps fails."""
 
 
 class Assumed:
@@ -94,8 +97,9 @@ class Assumed:
             resource.setrlimit(RLIMIT_LOCKS, self._locks)
         if self._umask >= 0:
             os.umask(self._umask)
-        for fd in self._duplicates:
-            os.close(fd)
+            self._umask = -1
+        while self._duplicates:
+            os.close(self._duplicates.pop())
         os.chdir("/")
 
     def _move_away(self) -> Sequence[int]:
@@ -112,8 +116,34 @@ class Assumed:
         return moved
 
 
-def posix_spawn(path: bytes, launch: Launch, sources: Sequence[int]) -> int:
-    """Start one program in the command's place."""
+def spawn(launch: Launch, assumed: Assumed, most_files: int) -> int:
+    """Start the command; return its pid when `execve` is done.
+
+    `StepFailed` says what failed; then nothing is left.  glibc's `posix_spawn` knows no descriptors from
+    `most_files` on, the command's limit: `NotStarted`.
+    """
+    with assumed as sources:
+        if max(sources, default=0) >= most_files:
+            raise NotStarted
+        try:
+            return first_that_runs(launch, lambda path: _posix_spawn(path, launch, sources))
+        except (OSError, ValueError) as error:
+            raise StepFailed(getattr(error, "errno", None) or errno.EINVAL, "execve") from error
+
+
+def first_that_runs(launch: Launch, execute: Callable[[bytes], int]) -> int:
+    """Try the candidates as `execvp` does: the first error that is not "not there" is the one."""
+    refusal = errno.ENOENT
+    for path in launch.candidates:
+        try:
+            return execute(path)
+        except OSError as error:
+            if refusal in (errno.ENOENT, errno.ENOTDIR):
+                refusal = error.errno or 0
+    raise OSError(refusal, os.strerror(refusal))
+
+
+def _posix_spawn(path: bytes, launch: Launch, sources: Sequence[int]) -> int:
     session = ("setsid", ()) in launch.steps
     group: dict[str, Any] = {} if session else {"setpgroup": 0}
     return os.posix_spawn(
@@ -127,27 +157,3 @@ def posix_spawn(path: bytes, launch: Launch, sources: Sequence[int]) -> int:
         setsigdef=signals.DEFAULTABLE,
         **group,
     )
-
-
-def spawn(launch: Launch, assumed: Assumed, execute: Execute) -> int:
-    """Start the command; return its pid when `execve` is done.
-
-    `StepFailed` says what failed; then nothing is left.
-    """
-    with assumed as sources:
-        try:
-            return first_that_runs(launch, lambda path: execute(path, launch, sources))
-        except (OSError, ValueError) as error:
-            raise StepFailed(getattr(error, "errno", None) or errno.EINVAL, "execve") from error
-
-
-def first_that_runs(launch: Launch, execute: Callable[[bytes], int]) -> int:
-    """Try the candidates as `execvp` does: the first error that is not "not there" is the one."""
-    refusal: OSError | None = None
-    for path in launch.candidates:
-        try:
-            return execute(path)
-        except OSError as error:
-            if refusal is None or refusal.errno in (errno.ENOENT, errno.ENOTDIR):
-                refusal = error
-    raise refusal or FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))

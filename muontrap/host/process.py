@@ -259,6 +259,9 @@ class Process:
             reader = self.reader
             if reader and not (self._is_told or reader.is_calling or reader.is_stalled):
                 self._wait_until(time.monotonic() + _DELIVERY_BOUND)
+        except ValueError:
+            if not self._status.is_closed:  # by a finalizer that was first, meanwhile
+                raise
         finally:
             self._close_files()
 

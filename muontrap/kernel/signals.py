@@ -56,11 +56,23 @@ def set_default(signums: Iterable[int]) -> None:
         _signal.signal(signum, _signal.SIG_DFL)
 
 
+def faults_are_pending() -> bool:
+    """Tell whether somebody has sent what `absorb` leaves alone, which would end this process unblocked."""
+    return not _signal.sigpending().isdisjoint(_FAULTS)
+
+
+_absorbed: list[int] = []
+
+
 def absorb() -> None:
-    """Have signals do nothing when they are not blocked; after `execve` they have their default action."""
-    for signum in DEFAULTABLE:
-        if signum not in _FAULTS:
+    """Have signals do nothing when they are not blocked; after `execve` they have their default action.
+
+    But for those that say a fault, and real-time ones that the C library keeps for itself.
+    """
+    if not _absorbed:
+        for signum in sorted(_signal.valid_signals() - {SIGKILL, _signal.SIGSTOP, *_FAULTS}):
             _signal.signal(signum, lambda *_: None)
+            _absorbed.append(signum)
 
 
 def block(signums: Iterable[int]) -> set[int]:
@@ -70,6 +82,6 @@ def block(signums: Iterable[int]) -> set[int]:
 
 
 def unblock() -> None:
-    """Block no signal any more; what has come meanwhile has its default action."""
-    set_default(signum for signum in _signal.sigpending() if signum in DEFAULTABLE)
+    """Block no signal any more; each has its default action."""
+    set_default(_absorbed)
     block(())

@@ -72,7 +72,7 @@ def _unpack_steps(body: bytes) -> list[Step]:
         name, count = numbers[at : at + 2]
         start, at = at + 2, at + 2 + count
         if not 0 <= name < len(NAMES) or not start <= at <= len(numbers):
-            raise ValueError(f"{numbers} are no steps")
+            raise ValueError("no such step, or one that is cut short")
         steps.append((NAMES[name], tuple(numbers[start:at])))
     return steps
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import pytest
 from arena import BOUND, Arena
 from commands import ORDINARY, ordinary_user, python_for_anybody
-from hostlib import GRACE, NOBODY, Any, hear, kind, muontrap, say, subprocess, threading
+from hostlib import GRACE, NOBODY, Any, hear, kind, muontrap, say, subprocess, threading, time
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="needs root")
 
@@ -307,11 +307,13 @@ def storm_host(*, storm: list[int]) -> None:
     first = link._links.current
     assert first is not None
     guard, done = first.hello.guard_pid, threading.Event()
+    os.kill(guard, signal.SIGRTMIN)  # of these, each is queued
 
     def blow() -> None:
         while not done.is_set():
             for number in storm:
                 os.kill(guard, number)
+            time.sleep(0.0001)
 
     thread = threading.Thread(target=blow)
     thread.start()
@@ -326,6 +328,64 @@ def test_signals_do_not_end_a_guard_that_starts_commands_for_another_user(arena:
     storm = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGALRM, signal.SIGTSTP]
     answer = arena.host(storm_host, storm=list(map(int, storm))).hear(bound=40)
     assert answer == {"right": True, "same": True}
+
+
+def slow_host(*, folder: str) -> None:
+    """As where a process of the new user stops the child: the guard does not wait for it to go on."""
+    from muontrap.host import link
+
+    link._BOOTSTRAP = link._BOOTSTRAP.replace(
+        "from muontrap.guard.__main__ import run",
+        "from muontrap.guard import fork_exec; fork_exec._EXECUTE_MS = 0; "
+        "from muontrap.guard.__main__ import run",
+    )
+    run = muontrap.run
+    for args in (["/bin/echo", "x"], [folder + "/plain"], ["/bin/sh", "-c", "kill -9 $$"], [folder]):
+        say(found=kind(lambda: run(args, user="nobody", capture_output=True, check=True)))  # noqa: B023
+    hear()
+
+
+def test_the_guard_does_not_wait_for_a_child_of_another_user(arena: Arena) -> None:
+    (arena.folder / "plain").write_text("#!/bin/sh\n")
+    arena.folder.chmod(0o755)
+    started = arena.host(slow_host, folder=str(arena.folder))
+    found = [started.hear()["found"] for _ in range(4)]
+    assert [kinds[0] for kinds in found] == [
+        "returned", "PermissionError", "CalledProcessError", "PermissionError",
+    ]  # fmt: skip
+    assert found[1][1:] == [13, str(arena.folder / "plain")]
+    arena.assert_left({started.pid, arena.the("muontrap-guard"), arena.the("muontrap-watch")})
+
+
+def crowded_host(*, options: dict[str, Any]) -> None:
+    """More descriptors in the guard than each of its commands may have."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    from muontrap.host import link
+
+    muontrap.start_guard()
+    assert link._links.current is not None
+    guard = link._links.current.hello.guard_pid
+    reading, writing = os.pipe()
+    found: list[Any] = []
+
+    def run() -> None:
+        found.append(kind(lambda: muontrap.run(["/bin/cat"], stdin=reading, check=True, **options)))
+
+    threads = [threading.Thread(target=run) for _ in range(40)]
+    for thread in threads:
+        thread.start()
+    while not found and len(open(f"/proc/{guard}/task/{guard}/children").read().split()) < 40:  # noqa: SIM115
+        time.sleep(0.01)
+    os.close(writing)
+    for thread in threads:
+        thread.join()
+    say(found=found)
+    hear()
+
+
+@pytest.mark.parametrize("options", [{}, {"user": "nobody"}], ids=["spawn", "credentials"])
+def test_a_guard_with_more_descriptors_than_a_command(arena: Arena, options: dict[str, Any]) -> None:
+    assert arena.host(crowded_host, options=options).hear(bound=40)["found"] == 40 * [["returned"]]
 
 
 def test_a_command_of_another_user_cannot_touch_its_guard(arena: Arena) -> None:

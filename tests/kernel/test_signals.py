@@ -59,3 +59,28 @@ def test_default_and_unblocked() -> None:
         print(show(), signals.not_default())
     """)
     assert out.split("\n") == ["True True True", "[0, 0, 0] []"]
+
+
+def test_absorbed_until_unblocked() -> None:
+    """All but faults: what has no effect on this process has its default one from `unblock` on."""
+    out = run_python("""
+        import os, signal
+        from muontrap.kernel import signals
+        signals.set_default(signals.not_default())
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        os.kill(os.getpid(), signal.SIGTERM)
+        signals.absorb()
+        before = signals.block(())
+        faults = {signal.SIGILL, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV}
+        for number in signal.valid_signals() - faults - {signal.SIGKILL, signal.SIGSTOP}:
+            os.kill(os.getpid(), number)
+        signals.block(before)
+        print("lives", signals.faults_are_pending())
+        os.kill(os.getpid(), signal.SIGSEGV)
+        print(signals.faults_are_pending(), flush=True)
+        if not os.fork():
+            signals.unblock()
+            os.kill(os.getpid(), signal.SIGTERM)
+        print(os.waitstatus_to_exitcode(os.wait()[1]))
+    """)
+    assert out.split("\n") == ["lives False", "True", "-15"]
