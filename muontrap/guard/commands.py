@@ -92,8 +92,7 @@ class Command:
         self._family = family
         self.placed: Placed | None = placed
         self._ended: Ended | None = None
-        self._removed_by = 0.0
-        self._oom_until = 0.0
+        self._removed_by = self._oom_until = self._look_at = 0.0
         self._announce = launch.announce
         self._stop_signal = launch.stop_signal
         kill_mode = KILL_MODES[launch.kill_mode]
@@ -103,12 +102,8 @@ class Command:
         self._exited = False
         self._reason = b""
         self._sent: tuple[tuple[int, float, int], ...] = ()
-        self._killed = _NOBODY
-        self._alive = _NOBODY
-        self._seen = _NOBODY
-        self._not_permitted = _NOBODY
+        self._killed = self._alive = self._seen = self._not_permitted = _NOBODY
         self._pause = _FIRST_PAUSE
-        self._look_at = 0.0
         # What the guard's own memory was: a smaller peak can't be told from it.
         self._guard_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 

@@ -70,7 +70,8 @@ class Family:
         if form is None:
             return last + 1
         try:
-            return form.next_number(last, self.mains.keys() | self._released)
+            used = self.mains.keys() | self._released if self._released else self.mains
+            return form.next_number(last, used)
         except BlockingIOError:
             self._released &= self._reader.numbers(self._guard_id).keys()
             return form.next_number(last, self.mains.keys() | self._released)

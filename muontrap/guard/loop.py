@@ -103,17 +103,22 @@ class Guard:
             # A handler may close a descriptor whose number comes up again in the same list, as
             # another's: so each looks for itself whether there is something for it.
             for fd, _ in self._epoll.poll(self._timeout()):
-                if fd in self._handlers:
-                    self._handlers[fd]()
+                handler = self._handlers.get(fd)
+                if handler:
+                    handler()
             self._tick()
 
     def _timeout(self) -> float | None:
+        if not self._busy:
+            return None
         times = [at for command in self._busy.values() if (at := command.wake_at()) is not None]
         return min(max(0.0, min(times) - time.monotonic()), _LONGEST_SLEEP) if times else None
 
     def _tick(self) -> None:
         """Reap, look for what is left of commands, and forget those of which nothing is."""
         changed, self._children_changed = self._children_changed, False
+        if not (changed or self._busy or self._boosted):
+            return
         if changed:
             self._family.reap()
             self._litter = [group for group in self._litter if not group.remove()]

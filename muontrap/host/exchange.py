@@ -33,23 +33,21 @@ class TooLate(Exception):
     """Raised by a sink's tick: lines are still to be delivered, and there is no time left."""
 
 
-class Kept:
-    """A stream's bytes, to be returned."""
+class Kept(io.BytesIO):
+    """A stream's bytes, to be returned; `getvalue` makes no copy, as long as it is the only one."""
 
-    def __init__(self) -> None:
-        self._buffer = io.BytesIO()
-        self.take: Any = self._buffer.write
+    take: Any = io.BytesIO.write
 
     def finish(self) -> None:
         """Nothing is held back."""
 
-    def value(self) -> bytes:
-        """Return what came so far; not a copy, as long as it is the only one."""
-        return self._buffer.getvalue()
-
 
 class Exchange:
     """What is still to be written, and what is read, in the thread of who waits for the end."""
+
+    _is_stopped = False
+    _is_too_late = False
+    _input: memoryview | None = None
 
     def __init__(
         self,
@@ -63,9 +61,6 @@ class Exchange:
         self._pipes = pipes
         self._status = status
         self._cap = cap
-        self._is_stopped = False
-        self._is_too_late = False
-        self._input: memoryview | None = None
         self._sinks: dict[int, Sink] = {}
         self._open: dict[int, Sink] = {}  # by descriptor
         for target in (1, 2):
@@ -123,7 +118,8 @@ class Exchange:
                         raise
                     if ended:
                         self._drain()
-                        self._count_dropped()
+                        if self._cap and self._status.result:
+                            self._status.result.dropped = self._cap.dropped
                         return True
                 elif not (self._write(fd) if fd == stdin else self._read(fd, self._size)):
                     poll.unregister(fd)
@@ -139,8 +135,8 @@ class Exchange:
         """Return the bytes kept of stdout and of stderr, None for one that is not captured."""
         stdout, stderr = self._sinks.get(1), self._sinks.get(2)
         return (
-            stdout.value() if isinstance(stdout, Kept) else None,
-            stderr.value() if isinstance(stderr, Kept) else None,
+            stdout.getvalue() if isinstance(stdout, Kept) else None,
+            stderr.getvalue() if isinstance(stderr, Kept) else None,
         )
 
     def decoded(self, outputs: tuple[bytes | None, bytes | None]) -> tuple[Any, Any]:
@@ -176,10 +172,6 @@ class Exchange:
                 if not count:
                     break
                 left -= count
-
-    def _count_dropped(self) -> None:
-        if self._cap and self._status.result:
-            self._status.result.dropped = self._cap.dropped
 
     def _decode(self, data: bytes | None) -> str | None:
         if data is None:

@@ -236,7 +236,7 @@ class Launcher:
             launch.announce = int(announce)
             if placing:
                 link.bases.update(map(os.path.dirname, placing.cgroup.paths.values()))
-            channel = link.request(launch, [directory, *streams.sources])
+            channel = link.request(launch, [directory, *streams.sources.values()])
             if announce:
                 streams.pipes.open_files(command, sinks)
             elif not command.inactivity_timeout:
@@ -276,7 +276,7 @@ class Launcher:
             thread=threading.get_native_id(),
             inherits=int(inherits),
             spawn=int(
-                can_spawn(steps, streams.targets) and all(is_local(*each, directory) for each in found)
+                can_spawn(steps, streams.sources) and all(is_local(*each, directory) for each in found)
             ),
             kill_mode=KILL_MODES.index(command.kill_mode),
             delay_to_sigkill=command.delay_to_sigkill,
@@ -285,7 +285,7 @@ class Launcher:
             argv=command.argv,
             env=env,
             steps=steps,
-            targets=streams.targets,
+            targets=list(streams.sources),
             cgroup=placing.placement.encode() if placing else b"",
         )
 

@@ -59,21 +59,20 @@ class Process:
     stdout: IO[Any] | None
     stderr: IO[Any] | None
     cgroup: Cgroup | None
-    reader: Reader | None
+    reader: Reader | None = None
+    _exchange: Exchange | None = None
+    _is_closed = False
+    _is_told = False
+    _is_late = False
 
     def __init__(self, command: Command, status: Status, pipes: Pipes) -> None:
         self.args = command.args
         self.stdin, self.stdout, self.stderr = pipes.files
         self.cgroup = status.placing.cgroup if status.placing else None
-        self.reader = None
         self._command = command
         self._status = status
         self._pipes = pipes
-        self._exchange: Exchange | None = None
         self._closing = threading.Lock()
-        self._is_closed = False
-        self._is_told = False
-        self._is_late = False
 
     @property
     def pid(self) -> int:
@@ -278,7 +277,7 @@ class Process:
                 raise
 
     def __del__(self) -> None:
-        if not hasattr(self, "_is_told") or self._is_closed or self._status.link.is_closed:
+        if not hasattr(self, "_closing") or self._is_closed or self._status.link.is_closed:
             return
         is_left = self._status.is_running
         self._let_go()
@@ -337,7 +336,8 @@ class Process:
         except (TimeoutExpired, GuardDied):
             exchange.finish()
             raise
-        exchange.finish()
+        if sinks:
+            exchange.finish()
         result = self._status.result
         assert result is not None
         if cap and cap.must_stop and result.reason in ("exited", "signal"):

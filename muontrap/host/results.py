@@ -98,8 +98,8 @@ class CompletedProcess(subprocess.CompletedProcess["Any"]):
     """
 
     reason: Reason
-    dropped: int
-    cgroup: CgroupStatistics | None
+    dropped: int = 0
+    cgroup: CgroupStatistics | None = None
     not_permitted: tuple[int, ...]
     unkillable: tuple[int, ...]
 
@@ -111,8 +111,6 @@ class CompletedProcess(subprocess.CompletedProcess["Any"]):
         self.returncode = returncode
         by_itself = "signal" if returncode is not None and returncode < 0 else "exited"
         self.reason = ended.reason.decode("ascii") or by_itself  # type: ignore[assignment]
-        self.dropped = 0
-        self.cgroup = None
         if placing and ended.cgroup:
             self.cgroup, killed = placing.outcome(ended.cgroup)
             if killed == "limit" and self.reason == "signal" and returncode == -_SIGKILL:

@@ -41,24 +41,25 @@ class Status:
         suspended: the signal that stopped the main process, if `has_ended` has seen that since `resume`.
     """
 
+    pid: int = -1
+    pidfd: int = -1
+    result: CompletedProcess | None = None
+    suspended: int | None = None
+    _died: GuardDied | None = None
+    _failure: OSError | None = None
+    _lost_pidfd = False
+    _pinged = False
+    _is_reading = False
+
     def __init__(
         self, command: Command, link: Link, channel: _socket.socket, placing: Placing | None
     ) -> None:
         self.args: Args = command.args
         self.link: Link = link
         self.placing: Placing | None = placing
-        self.pid: int = -1
-        self.pidfd: int = -1
-        self.result: CompletedProcess | None = None
-        self.suspended: int | None = None
         self._channel = channel
         self._command = command
         self._lock = threading.RLock()
-        self._is_reading = False
-        self._died: GuardDied | None = None
-        self._failure: OSError | None = None
-        self._lost_pidfd = False
-        self._pinged = False
         self._stuck_at: float | None = time.monotonic() + _STUCK_AFTER
         _all.add(self)
 

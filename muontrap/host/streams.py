@@ -81,11 +81,10 @@ class Pipes:
 
 
 class Streams:
-    """Descriptors for one launch: `targets` and `sources` for the guard, the host's ends in `pipes`."""
+    """Descriptors for one launch: the host's ends in `pipes`, and for the guard `sources`, by target."""
 
     def __init__(self, command: Command) -> None:
-        self.targets: list[int] = []
-        self.sources: list[int] = []
+        self.sources: dict[int, int] = {}
         self.pipes: Pipes = Pipes(command.stdio_window or DEFAULT_WINDOW)
         self._temporary: list[int] = []
         self._outputs: list[int] = []
@@ -94,8 +93,7 @@ class Streams:
                 self._add(target, value)
             for fd in command.pass_fds:
                 os.fstat(fd)  # EBADF at once for one that is not open
-                if fd not in self.targets:
-                    self._place(fd, fd)
+                self.sources.setdefault(fd, fd)
             if command.stdio_window is not None:
                 self.pipes.share(command.stdio_window)
         except BaseException:
@@ -117,7 +115,7 @@ class Streams:
 
     def terminal(self) -> int:
         """Return the first of the command's standard streams that is a terminal."""
-        for target, source in zip(self.targets, self.sources, strict=True):
+        for target, source in self.sources.items():
             if target <= 2 and os.isatty(source):
                 return target
         raise OSError(errno.ENOTTY, "foreground=True, but no standard stream is a terminal")
@@ -125,27 +123,21 @@ class Streams:
     def _add(self, target: int, value: Any) -> None:
         if value is None:
             if _is_inherited(target):
-                self._place(target, target)
+                self.sources[target] = target
         elif value == PIPE and target == 0:
-            reading, self.pipes.fds[0] = os.pipe2(os.O_CLOEXEC)
-            self._temporary.append(reading)
-            self._place(target, reading)
+            self.sources[0], self.pipes.fds[0] = os.pipe2(os.O_CLOEXEC)
+            self._temporary.append(self.sources[0])
         elif value == PIPE:
-            self.pipes.fds[target], writing = os.pipe2(os.O_CLOEXEC)
-            self._outputs.append(writing)
-            self._place(target, writing)
+            self.pipes.fds[target], self.sources[target] = os.pipe2(os.O_CLOEXEC)
+            self._outputs.append(self.sources[target])
         elif value == STDOUT:
-            if 1 in self.targets:
-                self._place(target, self.sources[self.targets.index(1)])
+            if 1 in self.sources:
+                self.sources[target] = self.sources[1]
         elif value == DEVNULL:
-            self._temporary.append(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
-            self._place(target, self._temporary[-1])
+            self.sources[target] = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            self._temporary.append(self.sources[target])
         else:
-            self._place(target, value if isinstance(value, int) else value.fileno())
-
-    def _place(self, target: int, source: int) -> None:
-        self.targets.append(target)
-        self.sources.append(source)
+            self.sources[target] = value if isinstance(value, int) else value.fileno()
 
 
 def _is_inherited(fd: int) -> bool:
