@@ -121,7 +121,8 @@ class Report:
     def end(self) -> None:
         if self._json:
             print(json.dumps({"sections": self._sections, "goals": self._goals}, indent=2))
-        self._say("\nGoals")
+        if self._goals:
+            self._say("\nGoals")
         for goal in self._goals:
             mark = "pass" if goal["met"] else "FAIL"
             self._say(f"{mark}  {goal['goal']}: {goal['value']:.2f} (limit {goal['limit']:.2f})")
