@@ -20,6 +20,7 @@ from muontrap.logic.wire import Failed
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Any
 
     from muontrap.guard.spawn import Assumed
     from muontrap.logic.wire import Launch
@@ -80,12 +81,6 @@ def _start(
     fork_exec: Callable[..., int], launch: Launch, sources: Sequence[int], pipe: tuple[int, int]
 ) -> tuple[int, bytes | None]:
     """Return the child's pid, and what it has said; None when that is not sure yet."""
-    steps = dict(launch.steps)
-    streams = dict(zip(launch.targets, sources, strict=True))
-    stdin, stdout, stderr = (streams.get(target, -1) for target in range(3))
-    (gid,), (uid,) = steps.get("setresgid", (None,)), steps.get("setresuid", (None,))
-    groups = list(steps["setgroups"]) if "setgroups" in steps else None
-    env = [b"%b=%b" % variable for variable in launch.env.items()]
     reading, writing = pipe
     poll = select.poll()
     poll.register(reading, select.POLLIN)
@@ -93,10 +88,7 @@ def _start(
     blocked = signals.block(())
     try:
         try:
-            pid = fork_exec(
-                launch.argv, launch.candidates, False, (), None, env, stdin, -1, -1, stdout, -1, stderr,
-                *pipe, False, True, *_GROUP, gid, groups, uid, -1, None, *_VFORK,
-            )  # fmt: skip
+            pid = fork_exec(*_arguments(launch, sources, pipe))
         finally:
             os.close(writing)
         # At once, for until it sleeps here the guard keeps the CPU from the child, and copies pages.
@@ -117,6 +109,19 @@ def _start(
         raise StepFailed(error.errno or 0, "fork") from error
     finally:
         signals.block(blocked)
+
+
+def _arguments(launch: Launch, sources: Sequence[int], pipe: tuple[int, int]) -> tuple[Any, ...]:
+    steps = dict(launch.steps)
+    streams = dict(zip(launch.targets, sources, strict=True))
+    stdin, stdout, stderr = (streams.get(target, -1) for target in range(3))
+    (gid,), (uid,) = steps.get("setresgid", (None,)), steps.get("setresuid", (None,))
+    groups = list(steps["setgroups"]) if "setgroups" in steps else None
+    env = [b"%b=%b" % variable for variable in launch.env.items()]
+    return (
+        launch.argv, launch.candidates, False, (), None, env, stdin, -1, -1, stdout, -1, stderr, *pipe,
+        False, True, *_GROUP, gid, groups, uid, -1, None, *_VFORK,
+    )  # fmt: skip
 
 
 def failure(said: bytes) -> Failed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import struct
 
@@ -10,7 +11,7 @@ import pytest
 
 import muontrap
 from muontrap.host import link
-from muontrap.logic.wire import Failed, Launch, Placement, Started, decode, packets
+from muontrap.logic.wire import Failed, Launch, Placement, Record, Started, decode, packets
 
 
 def launch(**changes: object) -> bytes:
@@ -38,6 +39,26 @@ def placement(**changes: object) -> bytes:
     return Placement(**{**values, **changes}).encode()
 
 
+def answer_to(data: bytes) -> Record:
+    """What the guard says to a request, sent with the descriptors that it announces; it has to live on."""
+    muontrap.start_guard()
+    guard = link._links.current
+    assert guard is not None
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    folder = os.open("/", os.O_PATH)
+    with ours, theirs:
+        count = struct.unpack_from("<II", data)[1] if len(data) >= 8 else 1
+        fds = [theirs.fileno(), folder][:count]
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))
+        guard._requests.sendmsg([data], [rights])
+        os.close(folder)
+        theirs.close()
+        ours.settimeout(5)
+        answer = decode(ours.recv(4096))
+    assert guard.is_whole()
+    return answer
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -53,18 +74,15 @@ def placement(**changes: object) -> bytes:
     ],
 )
 def test_a_malformed_request_is_refused(data: bytes) -> None:
-    muontrap.start_guard()
-    guard = link._links.current
-    assert guard is not None
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
-        count = struct.unpack_from("<II", data)[1] if len(data) >= 8 else 1
-        fds = [theirs.fileno(), ours.fileno()][:count]
-        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))
-        guard._requests.sendmsg([data], [rights])
-        theirs.close()
-        ours.settimeout(5)
-        answer = decode(ours.recv(4096))
+    answer = answer_to(data)
     assert isinstance(answer, Failed)
     assert (answer.errno, answer.step) == (errno.EPROTO, b"request")
-    assert guard.is_whole()
+
+
+@pytest.mark.parametrize("uid", [(), (1, 2), (2**40,), (2**32 - 1,)], ids=str)
+def test_an_id_that_is_none_is_refused(uid: tuple[int, ...]) -> None:
+    """The host never sends one."""
+    steps = [("setsid", ()), ("umask", (18,)), ("setresuid", uid)]
+    answer = answer_to(launch(steps=steps, thread=os.getpid()))
+    assert isinstance(answer, Failed)
+    assert answer.step == b"setresuid"
