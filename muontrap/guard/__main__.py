@@ -32,7 +32,6 @@ class Shared:
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, _GRACE.size)
-        self._noted = 0.0
 
     def get(self) -> float:
         """Return the longest grace so far, in seconds."""
@@ -41,8 +40,7 @@ class Shared:
 
     def note(self, grace: float) -> None:
         """Take in the grace of one more command."""
-        if grace > self._noted:
-            self._noted = grace
+        if grace > self.get():
             _GRACE.pack_into(self._memory, 0, grace)
 
 

@@ -234,7 +234,7 @@ class Command:
         if action == "signal-main":
             self._signal([self.main])
         elif action == "signal-all":
-            if not (self._exited and self._family.left_nothing(self.number)):
+            if not self._is_over(now):
                 with self._family.left_of(self.number, lambda _: None) as found:
                     self._signal(found)
             self._look_at = now
@@ -259,8 +259,12 @@ class Command:
         One that was alive when the guard's children were listed may have forked and died before it was
         looked at: only a list of which all were dead before it was made is a proof.
         """
-        if self._pause == _FIRST_PAUSE and self._exited and self._needs_no_look(now):
-            return
+        if self._pause == _FIRST_PAUSE and self._exited:
+            if self._is_over(now):
+                return
+            self._look_at = self._family.is_better_at(self.number, now)
+            if self._look_at > now:
+                return
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
         overdue = self._escalation.state == "overdue"
         self._look_at = now + (_OVERDUE_PAUSE if overdue else self._pause)
@@ -284,13 +288,12 @@ class Command:
                 return
         self._look_at = now
 
-    def _needs_no_look(self, now: float) -> bool:
-        """Tell whether a dead main process left nothing, which is the end; or whether to look later."""
-        if self._family.left_nothing(self.number):
-            self._perform(self._escalation.fire("empty", now), now)
-            return True
-        self._look_at = self._family.is_better_at(self.number, now)
-        return self._look_at > now
+    def _is_over(self, now: float) -> bool:
+        """Tell whether the main process is dead, and is proved to have left nothing: this then is the end."""
+        if not self._exited or not self._family.left_nothing(self.number):
+            return False
+        self._perform(self._escalation.fire("empty", now), now)
+        return True
 
     def _strike(self, found: list[Held]) -> set[int]:
         """Kill what is alive, if its time has come; return who was."""

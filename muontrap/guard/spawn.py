@@ -50,7 +50,7 @@ class Assumed:
         locks: the guard's own limits of RLIMIT_LOCKS; the soft one is the command's tag, unless None.
     """
 
-    __slots__ = ("_directory", "_duplicates", "_files", "_launch", "_locks", "_sources", "_tag", "_umask")
+    __slots__ = ("_copies", "_directory", "_files", "_launch", "_locks", "_sources", "_tag", "_umask")
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Assumed:
         self._files = files
         self._locks = locks
         self._tag = tag
-        self._duplicates: list[int] = []
+        self._copies: dict[int, int] = {}
         self._umask = -1
 
     def __enter__(self) -> Sequence[int]:
@@ -98,22 +98,15 @@ class Assumed:
         if self._umask >= 0:
             os.umask(self._umask)
             self._umask = -1
-        while self._duplicates:
-            os.close(self._duplicates.pop())
+        while self._copies:
+            os.close(self._copies.popitem()[1])
         os.chdir("/")
 
     def _move_away(self) -> Sequence[int]:
-        moving = in_the_way(self._launch.targets, self._sources)
-        if not moving:
-            return self._sources
-        above = max(self._launch.targets) + 1
-        moved = []
-        for source in self._sources:
-            if source in moving:
-                source = fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, above)  # noqa: PLW2901
-                self._duplicates.append(source)
-            moved.append(source)
-        return moved
+        for source in in_the_way(self._launch.targets, self._sources):
+            above = max(self._launch.targets) + 1
+            self._copies[source] = fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, above)
+        return [self._copies.get(source, source) for source in self._sources]
 
 
 def spawn(launch: Launch, assumed: Assumed, most_files: int) -> int:

@@ -45,7 +45,7 @@ class Identity:
                 b"LOGNAME": os.fsencode(account.pw_name),
                 b"SHELL": os.fsencode(account.pw_shell or "/bin/sh"),
             }
-        if 0 in (self.uid, self.gid, *(self.groups or ())) and not command.allow_root:
+        if not command.allow_root:
             _refuse_root(command, self)
 
     def steps(self) -> list[Step]:

@@ -336,8 +336,7 @@ class Process:
         except (TimeoutExpired, GuardDied):
             exchange.finish()
             raise
-        if sinks:
-            exchange.finish()
+        exchange.finish()
         result = self._status.result
         assert result is not None
         if cap and cap.must_stop and result.reason in ("exited", "signal"):

@@ -50,7 +50,6 @@ def environment() -> dict[bytes, bytes]:
 def _namespaces() -> list[bytes]:
     folder = os.open("/proc/thread-self/ns", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        readlink = os.readlink
-        return [readlink(name, dir_fd=folder) for name in _NAMESPACES]
+        return [os.readlink(name, dir_fd=folder) for name in _NAMESPACES]
     finally:
         os.close(folder)

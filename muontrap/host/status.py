@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from muontrap.errors import GuardDied
     from muontrap.host.cgroups import Placing
     from muontrap.host.link import Link
-    from muontrap.logic.command import Args, Command
+    from muontrap.logic.command import Command
 
 # The guard takes requests at once.  After this long without a word it is asked, and after as long
 # again it is stuck: it is killed, and the watch cleans up.
@@ -54,7 +54,6 @@ class Status:
     def __init__(
         self, command: Command, link: Link, channel: _socket.socket, placing: Placing | None
     ) -> None:
-        self.args: Args = command.args
         self.link: Link = link
         self.placing: Placing | None = placing
         self._channel = channel
@@ -190,7 +189,7 @@ class Status:
         if record is None and first and self.link.survives():
             self._failure = self._error(errno.EMFILE, "descriptors")  # the guard could not take the request's
         elif record is None:
-            self._died = self.link.lost(f"command {self.args!r}")
+            self._died = self.link.lost(f"command {self._command.args!r}")
         elif isinstance(record, Started):
             self.pid, self.pidfd = record.pid, fds[0]
             if self.is_closed:  # by a finalizer, since it was read
@@ -200,7 +199,7 @@ class Status:
         elif isinstance(record, Ended) and self._lost_pidfd:
             self._failure = self._error(errno.EMFILE, "descriptors")
         elif isinstance(record, Ended):
-            self.result = CompletedProcess(self.args, record, self.placing)
+            self.result = CompletedProcess(self._command.args, record, self.placing)
         elif isinstance(record, Suspended):
             self.suspended = record.signum
 

@@ -47,9 +47,6 @@ libc: Libc = ffi.dlopen(None)  # type: ignore[assignment]
 _BASE = {"alpha": 110, "mips": 4000, "mips64": 5000}.get(os.uname().machine, 0)
 
 
-_cast, _LONG = ffi.cast, ffi.typeof("long")
-
-
 def check(result: int, call: str, path: bytes | None = None) -> int:
     """Return `result`, or raise the `OSError` of libc's errno that names `call` and `path`."""
     if result == -1:
@@ -60,4 +57,4 @@ def check(result: int, call: str, path: bytes | None = None) -> int:
 
 def syscall(number: int, *arguments: int) -> int:
     """Call the kernel with longs; return its result, -1 with errno set on failure."""
-    return libc.syscall(_BASE + number, *[_cast(_LONG, argument) for argument in arguments])
+    return libc.syscall(_BASE + number, *[ffi.cast("long", argument) for argument in arguments])

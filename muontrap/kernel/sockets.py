@@ -9,7 +9,6 @@ from __future__ import annotations
 import _socket
 import os
 import struct
-from _socket import MSG_CTRUNC, SCM_CREDENTIALS, SCM_RIGHTS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,11 +64,11 @@ def _packet(data: bytes, ancillary: list[Ancillary], flags: int) -> Packet:
     fds: list[int] = []
     credentials = None
     for _, kind, content in ancillary:  # of SOL_SOCKET all
-        if kind == SCM_RIGHTS:
+        if kind == _socket.SCM_RIGHTS:
             fds += struct.unpack_from(f"{len(content) // 4}i", content)
-        elif kind == SCM_CREDENTIALS:
+        elif kind == _socket.SCM_CREDENTIALS:
             credentials = struct.unpack("3I", content)
-    if flags & MSG_CTRUNC:
+    if flags & _socket.MSG_CTRUNC:
         close(fds)
         raise Truncated
     return Packet(data, fds, credentials)
