@@ -104,7 +104,7 @@ def _start(
             raise NotStarted
         return pid, None
     except (TypeError, ValueError) as error:
-        raise NotStarted from error  # another signature; or more groups than it has room for (64 on 3.11)
+        raise NotStarted from error  # another signature than the one known here, or not one uid and gid
     except OSError as error:
         raise StepFailed(error.errno or 0, "fork") from error
     finally:

@@ -120,7 +120,7 @@ def test_group_and_extra_groups_override(arena: Arena) -> None:
     assert set(status["Groups"]) == {str(grp.getgrnam("mail").gr_gid), "12345"}
 
 
-def test_more_groups_than_subprocess_takes(arena: Arena) -> None:
+def test_a_hundred_groups(arena: Arena) -> None:
     groups = list(range(10_000, 10_100))
     status = status_as(arena, user="nobody", extra_groups=groups)
     assert status["Groups"] == list(map(str, groups))
@@ -340,7 +340,7 @@ def slow_host(*, folder: str) -> None:
         "from muontrap.guard.__main__ import run",
     )
     run = muontrap.run
-    for args in (["/bin/echo", "x"], [folder + "/plain"], ["/bin/sh", "-c", "kill -9 $$"], [folder]):
+    for args in 20 * (["/bin/echo", "x"], [folder + "/plain"], ["/bin/sh", "-c", "kill -9 $$"], [folder]):
         say(found=kind(lambda: run(args, user="nobody", capture_output=True, check=True)))  # noqa: B023
     hear()
 
@@ -349,11 +349,12 @@ def test_the_guard_does_not_wait_for_a_child_of_another_user(arena: Arena) -> No
     (arena.folder / "plain").write_text("#!/bin/sh\n")
     arena.folder.chmod(0o755)
     started = arena.host(slow_host, folder=str(arena.folder))
-    found = [started.hear()["found"] for _ in range(4)]
-    assert [kinds[0] for kinds in found] == [
-        "returned", "PermissionError", "CalledProcessError", "PermissionError",
-    ]  # fmt: skip
-    assert found[1][1:] == [13, str(arena.folder / "plain")]
+    for _ in range(20):  # a child may be quicker than no time at all
+        found = [started.hear()["found"] for _ in range(4)]
+        assert [kinds[0] for kinds in found] == [
+            "returned", "PermissionError", "CalledProcessError", "PermissionError",
+        ]  # fmt: skip
+        assert found[1][1:] == [13, str(arena.folder / "plain")]
     arena.assert_left({started.pid, arena.the("muontrap-guard"), arena.the("muontrap-watch")})
 
 
