@@ -34,13 +34,13 @@ def corpus() -> list[bytes]:
         "int": 2**40,
         "float": 0.5,
         "bytes": b"mixed",
-        "list[int]": [1, -1],
-        "list[float]": [1.0],
-        "list[bytes]": [b"a", b""],
-        "dict[bytes, bytes]": {b"A": b"b"},
-        "list[Step]": [("setsid", ()), ("rlimit", (7, 1, -1))],
+        "Sequence[int]": [1, -1],
+        "Sequence[float]": [1.0],
+        "Sequence[bytes]": [b"a", b""],
+        "Mapping[bytes, bytes]": {b"A": b"b"},
+        "Sequence[Step]": [("join", ()), ("rlimit", (7, 1, -1))],
     }
-    empty = {"int": 0, "float": 0.0, "bytes": b"", "dict[bytes, bytes]": {}}
+    empty = {"int": 0, "float": 0.0, "bytes": b"", "Mapping[bytes, bytes]": {}}
     records = [
         kind(**{name: values.get(field, []) for name, field in kind.FIELDS.items()})
         for values in (full, empty)

@@ -108,10 +108,14 @@ def _children_of_thread(pid: int, thread: str) -> list[int]:
         os.close(fd)
 
 
+# The kernel gives as many whole lines as fit a page (seq_file): with less, they were all (F59).
+_WHOLE = 4000
+
+
 def read_children(fd: int) -> list[int]:
     """Return the pids in an open /proc/PID/task/TID/children, which comes in pages."""
     text = chunk = os.pread(fd, 65536, 0)
-    while chunk:
+    while len(chunk) > _WHOLE:
         chunk = os.pread(fd, 65536, len(text))
         text += chunk
     return parse_children(text)

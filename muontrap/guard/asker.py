@@ -6,6 +6,7 @@ import errno
 import os
 
 from muontrap.containment.processes import GONE, read
+from muontrap.errors import ProtocolError
 from muontrap.guard.spawn import StepFailed
 from muontrap.logic.procfs import parse_umask, privileges
 
@@ -16,7 +17,7 @@ class Asker:
     def __init__(self, host: int, thread: int, *, check_privileges: bool) -> None:
         self._host = host
         self._leader = os.open(f"/proc/{host}/status", os.O_RDONLY | os.O_CLOEXEC)
-        self._privileges = privileges(self._status(thread)) if check_privileges else None
+        self._privileges = privileges(self._status(thread)) if check_privileges else []
 
     def umask(self, thread: int) -> int:
         """Return the umask of a thread; refuse one with other privileges than this guard was started with.
@@ -25,11 +26,13 @@ class Asker:
         """
         try:
             status = self._status(thread)
-        except (*GONE, PermissionError) as error:
-            raise StepFailed(error.errno or 0, "credentials") from error
-        if self._privileges is not None and privileges(status) != self._privileges:
-            raise StepFailed(errno.EPERM, "credentials")
-        return parse_umask(status)
+            umask = parse_umask(status)
+        except (*GONE, PermissionError, ProtocolError) as error:
+            raise StepFailed(getattr(error, "errno", 0) or errno.ESRCH, "credentials") from error
+        for part in self._privileges:
+            if part not in status:
+                raise StepFailed(errno.EPERM, "credentials")
+        return umask
 
     def _status(self, thread: int) -> bytes:
         if thread == self._host:

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 # One whose program is on a file system that does not answer must not hold up the others' ends.
 _EXECUTE_MS = 3
-# `Assumed` sees to these.
-_ASSUMED = ("umask",)
 
 
 def fork(launch: Launch, assumed: Assumed, group: Group | None) -> tuple[int, int]:
@@ -82,17 +80,18 @@ def _plan(launch: Launch, sources: Sequence[int], entrances: Entrances, group: G
     }
     guard = os.getpid()
     places = list(zip(sources, launch.targets, strict=True))
-    steps = in_order([step for step in launch.steps if step[0] not in _ASSUMED] + [("descriptors", ())])
+    steps = in_order([*launch.steps, ("descriptors", ())])
     argv = process.c_strings(launch.argv)
     env = process.c_strings([b"%b=%b" % variable for variable in launch.env.items()])
     # Its locks are the guard's.
     locks: list[Action] = [("join", group.close, ())] if group else []
     todo = [(name, special.get(name) or _PERFORM[name], numbers) for name, numbers in steps]
+    leads: Action = ("setsid", os.setsid, ()) if launch.session else ("setpgid", os.setpgid, (0, 0))
     last: list[Action] = [
         ("signals", signals.unblock, ()),
         ("execve", first_that_runs, (launch, lambda path: process.execve(path, argv, env))),
     ]
-    return [*locks, *todo, *last]
+    return [*locks, leads, *todo, *last]
 
 
 def _become(plan: list[Action], errors: int) -> NoReturn:
@@ -160,8 +159,6 @@ def _arm(signum: int, guard: int) -> None:
 
 _ALL_BITS = process.RLIM_INFINITY
 _PERFORM: dict[str, Callable[..., object]] = {
-    "setsid": os.setsid,
-    "setpgid": lambda: os.setpgid(0, 0),
     # All signals are blocked: a background process that takes the terminal would get SIGTTOU.
     "foreground": lambda terminal: os.tcsetpgrp(terminal, os.getpgrp()),
     "nice": lambda value: os.setpriority(os.PRIO_PROCESS, 0, value),

@@ -32,43 +32,27 @@ _OOM_PAUSE = 0.002
 
 # A record has to fit what the host reads at once.
 _MOST_PIDS = 500
-# A guard may have hundreds of commands, of which hardly one has anybody to remember.
-_NOBODY: frozenset[int] = frozenset()
 
 
 class Command:
     """A command from its first process on until nothing of it is left."""
 
-    __slots__ = (
-        "_alive",
-        "_announce",
-        "_ended",
-        "_escalation",
-        "_exited",
-        "_family",
-        "_guard_peak",
-        "_killed",
-        "_look_at",
-        "_not_permitted",
-        "_oom_until",
-        "_pause",
-        "_reason",
-        "_removed_by",
-        "_seen",
-        "_sent",
-        "_status",
-        "_stop_signal",
-        "errors",
-        "in_hosts_session",
-        "launched",
-        "leaves_rest",
-        "main",
-        "number",
-        "placed",
-        "said",
-        "status_fd",
-        "terminal",
-    )
+    # What most never have is the class's.
+    errors: int | None = None  # the pipe of a forked child, until `execve` is done
+    said = b""  # what has come of it
+    terminal: tuple[int, int] | None = None  # (descriptor, the host's process group)
+    _ended: Ended | None = None
+    _removed_by = 0.0
+    _oom_until = 0.0
+    _look_at = 0.0
+    _exited = False
+    _reason = b""
+    _sent: tuple[tuple[int, float, int], ...] = ()
+    _killed: frozenset[int] | set[int] = frozenset()
+    _alive: frozenset[int] = frozenset()
+    _seen: frozenset[int] = frozenset()
+    _not_permitted: frozenset[int] | set[int] = frozenset()
+    _pause = _FIRST_PAUSE
 
     def __init__(
         self,
@@ -84,28 +68,16 @@ class Command:
         self.number: int = number
         self.main: Held = main
         self.launched: float = began
-        self.errors: int | None = None  # the pipe of a forked child, until `execve` is done
-        self.said: bytes = b""  # what has come of it
-        self.terminal: tuple[int, int] | None = None  # (descriptor, the host's process group)
         self.status_fd: int = status.fileno()
+        self.placed: Placed | None = placed
         self._status: _socket.socket | None = status
         self._family = family
-        self.placed: Placed | None = placed
-        self._ended: Ended | None = None
-        self._removed_by = self._oom_until = self._look_at = 0.0
         self._announce = launch.announce
         self._stop_signal = launch.stop_signal
         kill_mode = KILL_MODES[launch.kill_mode]
         self.leaves_rest: bool = kill_mode == "process"
-        self.in_hosts_session: bool = "setpgid" in dict(launch.steps)
+        self.in_hosts_session: bool = not launch.session
         self._escalation = Escalation(kill_mode, launch.delay_to_sigkill)
-        self._exited = False
-        self._reason = b""
-        self._sent: tuple[tuple[int, float, int], ...] = ()
-        self._killed = self._alive = self._seen = self._not_permitted = _NOBODY
-        self._pause = _FIRST_PAUSE
-        # What the guard's own memory was: a smaller peak can't be told from it.
-        self._guard_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     @property
     def is_gone(self) -> bool:
@@ -290,7 +262,7 @@ class Command:
 
     def _is_over(self, now: float) -> bool:
         """Tell whether the main process is dead, and is proved to have left nothing: this then is the end."""
-        if not self._exited or not self._family.left_nothing(self.number):
+        if not self._exited or not self._family.left_nothing(self.number, self.launched):
             return False
         self._perform(self._escalation.fire("empty", now), now)
         return True
@@ -317,15 +289,21 @@ class Command:
     def _report(self, now: float) -> None:
         """Reap the main process, tell the host how it all ended, and let go of the host."""
         pid, status, usage = os.wait4(self.main.pid, os.WNOHANG)
-        peak = usage.ru_maxrss if usage.ru_maxrss > self._guard_peak else -1
-        figures = (*usage[:2], peak, *usage[6:8], *usage[9:11], *usage[14:16])
         left = self._alive if pid or self._exited else self._alive | {self.main.pid}
         self._give_terminal(to_command=False)
         ended = Ended(
             status=status if pid else -1,
             reason=self._reason,
             wall=now - self.launched,
-            usage=list(map(float, figures)),
+            user=usage.ru_utime,
+            system=usage.ru_stime,
+            max_rss=_own_peak.told_from(usage.ru_maxrss),
+            minor_faults=usage.ru_minflt,
+            major_faults=usage.ru_majflt,
+            blocks_read=usage.ru_inblock,
+            blocks_written=usage.ru_oublock,
+            voluntary_switches=usage.ru_nvcsw,
+            involuntary_switches=usage.ru_nivcsw,
             sent=[float(number) for sent in self._sent for number in sent],
             not_permitted=sorted(self._not_permitted)[:_MOST_PIDS],
             unkillable=sorted(left - self._not_permitted)[:_MOST_PIDS],
@@ -364,3 +342,18 @@ def _is_stuck(pid: int) -> bool:
     """Tell whether SIGKILL can't reach a process now; one that just gets no CPU will die of it yet."""
     seen = stat(pid)
     return seen is not None and seen[0] in "DZ"
+
+
+class _OwnPeak:
+    """The guard's own peak memory in KiB, which the kernel begins a child's with."""
+
+    _known = 0
+
+    def told_from(self, peak: int) -> int:
+        """Return a command's peak, -1 where that is not more than the guard's."""
+        if peak > self._known:
+            self._known = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if peak > self._known else -1
+
+
+_own_peak = _OwnPeak()

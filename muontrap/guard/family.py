@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import os
-import select
 import time
 
-from muontrap.containment.processes import Held, Pack, children, descendants, read, read_children, stat
+from muontrap.containment.processes import (
+    Held,
+    Pack,
+    children,
+    descendants,
+    living,
+    read,
+    read_children,
+    stat,
+)
 from muontrap.kernel import signals
 from muontrap.kernel.process import is_dead
 from muontrap.logic.ledger import Ledger
@@ -51,8 +59,6 @@ class Family:
         self._starts: dict[int, int] = {}
         self._released: set[int] = set()
         self.mains: dict[int, Held] = {}
-        self._numbers: dict[int, int] = {}  # of mains, by pidfd
-        self._deaths = select.poll()  # of all mains at once
         # number -> pids with its tag, listed after its main process had died; to be used once
         self._listed: dict[int, list[int]] = {}
         self._rests_until = 0.0
@@ -76,14 +82,12 @@ class Family:
             self._released &= self._reader.numbers(self._guard_id).keys()
             return form.next_number(last, self.mains.keys() | self._released)
 
-    def add(self, number: int, main: Held, began: float, group: Group | None) -> None:
-        """Take in a command whose launch began at a time, in seconds, and which may have a cgroup."""
+    def add(self, number: int, main: Held, group: Group | None) -> None:
+        """Take in a command, which may have a cgroup."""
         self.mains[number] = main
-        self._numbers[main.fd] = number
-        self._deaths.register(main.fd, select.POLLIN)
         if group:
             self._groups[number] = group
-        self._ledger.launched(main.pid, began)
+        self._ledger.launched(main.pid)
 
     def remove(self, number: int, *, spare: bool) -> None:
         """Let go of a command that has ended; `spare` what is left of it, or kill it from now on."""
@@ -92,9 +96,7 @@ class Family:
             for orphan in self._orphans.values():
                 orphan.spared |= number in self._claimants(orphan)
             self._released.add(number)
-        main = self.mains.pop(number)
-        self._deaths.unregister(main.fd)
-        del self._numbers[main.fd]
+        del self.mains[number]
         self._listed.pop(number, None)
         self._groups.pop(number, None)
         self._starts.pop(number, None)
@@ -114,15 +116,16 @@ class Family:
                 except PermissionError:
                     orphan.spared = True
 
-    def left_nothing(self, number: int) -> bool:
-        """Tell whether it is proved, without a look at all processes, that a dead main process was alone."""
-        self._adopt()
+    def left_nothing(self, number: int, launched: float) -> bool:
+        """Tell whether it is proved, without a look at any process, that a dead main process was alone.
+
+        `launched` is the time, in seconds, before there was that process.
+        """
         group = self._groups.get(number)
-        return (
-            not self._heirs(number)
-            and not (group and group.is_in_use())
-            and self._never_forked(self.mains[number].pid)
-        )
+        if not self._has_last_pid or (group and group.is_in_use()):
+            return False
+        last = parse_last_pid(os.pread(self._loadavg, 256, 0))
+        return self._ledger.never_forked(self.mains[number].pid, last, time.monotonic() - launched)
 
     def left_of(self, number: int, strike: Callable[[list[Held]], object]) -> Pack:
         """Return, opened, all processes of a command, dead ones included, without reaping meanwhile.
@@ -176,18 +179,14 @@ class Family:
         """
         if number not in self._listed:
             began = time.monotonic()
-            dead = [self._numbers[fd] for fd, _ in self._deaths.poll(0)]
+            alive = set(living(self.mains.values()))
             found = self._reader.numbers(self._guard_id)
-            self._listed.update((each, found.get(each, [])) for each in dead)
+            self._listed.update(
+                (each, found.get(each, [])) for each, main in self.mains.items() if main.pid not in alive
+            )
             ended = time.monotonic()
             self._rests_until = ended + min(ended - began, _LONGEST_REST)
         return self._reader.open(self._listed.pop(number, []), self._guard_id, number)
-
-    def _never_forked(self, pid: int) -> bool:
-        if not self._has_last_pid:
-            return False
-        last = parse_last_pid(os.pread(self._loadavg, 256, 0))
-        return self._ledger.never_forked(pid, last, time.monotonic())
 
     def _adopt(self) -> None:
         """Take in children that are new.  The list is exact: only this thread reaps."""

@@ -20,7 +20,6 @@ from muontrap.guard.fork_exec import ForkExec, failure
 from muontrap.guard.priority import raise_priority, restore_priority
 from muontrap.guard.spawn import Assumed, NotStarted, StepFailed, spawn
 from muontrap.kernel import process, signals, sockets
-from muontrap.logic.steps import CREDENTIALS
 from muontrap.logic.wire import Failed, Hello, decode
 
 TYPE_CHECKING = False
@@ -162,8 +161,9 @@ class Guard:
             process.pidfd_send_signal(self._watch.fd, signals.SIGCONT)
 
     def _child_changed(self) -> None:
-        signals.drain(self._signals)
-        self._children_changed = True
+        if not self._children_changed:
+            self._children_changed = True
+            signals.drain(self._signals)
 
     def _listen(self, fd: int, handler: Callable[[], None]) -> None:
         self._epoll.register(fd, select.EPOLLIN)
@@ -229,8 +229,8 @@ class Guard:
     def _complete(self, launch: Launch) -> None:
         """Put in what the command inherits from the host, and was not sent."""
         umask = self._asker.umask(launch.thread)
-        if "umask" not in dict(launch.steps):
-            launch.steps.append(("umask", (umask,)))
+        if launch.umask < 0:
+            launch.umask = umask
         if launch.inherits:
             launch.env = {**self._environment, **launch.env} if launch.env else self._environment
 
@@ -248,7 +248,7 @@ class Guard:
                 self._litter.append(placed.group)
             raise
         self._last_number = number
-        self._family.add(number, main, began, placed.group if placed else None)
+        self._family.add(number, main, placed.group if placed else None)
         command = Command(number, launch, request.status, main, self._family, placed, began=began)
         command.errors = pipe
         self._commands[number] = command
@@ -281,11 +281,11 @@ class Guard:
         try:
             if not launch.spawn:
                 raise NotStarted
-            if CREDENTIALS.isdisjoint(dict(launch.steps)):
-                pid = spawn(launch, assumed, self._files[0])
-            else:
+            if launch.steps:
                 self._children_changed = True  # a SIGCHLD may come while none is blocked
                 pid, pipe = self._fork_exec(launch, assumed)
+            else:
+                pid = spawn(launch, assumed, self._files[0])
         except NotStarted:
             pid, pipe = fork(launch, assumed, placed.group if placed else None)
         return self._hold(pid), pipe
@@ -347,12 +347,15 @@ class Guard:
         if not process.is_dead(command.main.fd):
             return
         self._executed(command)
-        if not command.is_gone:
+        if command.is_gone:
+            return
+        self._ignore(command.main.fd)
+        self._child_changed()  # its SIGCHLD is there by now: no need to wake up for it
+        command.main_exited(time.monotonic())
+        if command.is_gone:
+            self._forget(command)
+        else:
             self._busy[command.number] = command
-            command.main_exited(time.monotonic())
-            self._ignore(command.main.fd)
-            if not self._children_changed:
-                self._child_changed()  # its SIGCHLD is there by now: no need to wake up for it
 
     def _hear(self, command: Command, status: _socket.socket) -> None:
         try:

@@ -78,7 +78,7 @@ class Assumed:
             step = "descriptors"
             moved = self._move_away()
             step = "umask"
-            self._umask = os.umask(dict(self._launch.steps)["umask"][0])
+            self._umask = os.umask(self._launch.umask)
             # Last, for with fewer descriptors there might be none for the lines above.
             step = "rlimit"
             if self._tag is not None:
@@ -106,6 +106,8 @@ class Assumed:
         for source in in_the_way(self._launch.targets, self._sources):
             above = max(self._launch.targets) + 1
             self._copies[source] = fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, above)
+        if not self._copies:
+            return self._sources
         return [self._copies.get(source, source) for source in self._sources]
 
 
@@ -137,14 +139,12 @@ def first_that_runs(launch: Launch, execute: Callable[[bytes], int]) -> int:
 
 
 def _posix_spawn(path: bytes, launch: Launch, sources: Sequence[int]) -> int:
-    session = ("setsid", ()) in launch.steps
-    group: dict[str, Any] = {} if session else {"setpgroup": 0}
+    group: dict[str, Any] = {"setsid": True} if launch.session else {"setpgroup": 0}
     return os.posix_spawn(
         path,
-        launch.argv,
+        tuple(launch.argv),
         launch.env,
         file_actions=[(os.POSIX_SPAWN_DUP2, *pair) for pair in zip(sources, launch.targets, strict=True)],
-        setsid=session,
         setsigmask=(),
         # They have it; but glibc's child would ask for each, and then set it all the same.
         setsigdef=signals.DEFAULTABLE,

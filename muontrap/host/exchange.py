@@ -33,15 +33,6 @@ class TooLate(Exception):
     """Raised by a sink's tick: lines are still to be delivered, and there is no time left."""
 
 
-class Kept(io.BytesIO):
-    """A stream's bytes, to be returned; `getvalue` makes no copy, as long as it is the only one."""
-
-    take: Any = io.BytesIO.write
-
-    def finish(self) -> None:
-        """Nothing is held back."""
-
-
 class Exchange:
     """What is still to be written, and what is read, in the thread of who waits for the end."""
 
@@ -61,12 +52,16 @@ class Exchange:
         self._pipes = pipes
         self._status = status
         self._cap = cap
-        self._sinks: dict[int, Sink] = {}
-        self._open: dict[int, Sink] = {}  # by descriptor
+        self._sinks: dict[int, Sink] = sinks or {}
+        self._kept: dict[int, io.BytesIO] = {}  # of a target without a sink, to be returned
+        self._open: dict[int, Callable[[bytes], object]] = {}  # what takes the bytes of a descriptor
         for target in (1, 2):
             fd = pipes.fds[target]
-            if fd is not None:
-                self._open[fd] = self._sinks[target] = (sinks and sinks.get(target)) or Kept()
+            if fd is not None and target in self._sinks:
+                self._open[fd] = self._sinks[target].take
+            elif fd is not None:
+                self._kept[target] = kept = io.BytesIO()
+                self._open[fd] = kept.write
         self._size = min(pipes.window, CHUNK) if sinks else CHUNK  # what is kept is handled when it is read
         self._patience = command.patience(time.monotonic()) if self._open else None
 
@@ -114,10 +109,10 @@ class Exchange:
                     try:
                         ended = self._status.has_ended()
                     except GuardDied:
-                        self._drain()
+                        self._drain(poll)
                         raise
                     if ended:
-                        self._drain()
+                        self._drain(poll)
                         if self._cap and self._status.result:
                             self._status.result.dropped = self._cap.dropped
                         return True
@@ -133,11 +128,9 @@ class Exchange:
 
     def so_far(self) -> tuple[bytes | None, bytes | None]:
         """Return the bytes kept of stdout and of stderr, None for one that is not captured."""
-        stdout, stderr = self._sinks.get(1), self._sinks.get(2)
-        return (
-            stdout.getvalue() if isinstance(stdout, Kept) else None,
-            stderr.getvalue() if isinstance(stderr, Kept) else None,
-        )
+        # `getvalue` makes no copy, as long as it is the only one.
+        stdout, stderr = self._kept.get(1), self._kept.get(2)
+        return stdout.getvalue() if stdout else None, stderr.getvalue() if stderr else None
 
     def decoded(self, outputs: tuple[bytes | None, bytes | None]) -> tuple[Any, Any]:
         """Return stdout and stderr, decoded if the command's streams are text.
@@ -163,10 +156,10 @@ class Exchange:
                 until = min(filter(None, (until, self._patience.deadline)))
         return None if until is None else until - time.monotonic()
 
-    def _drain(self) -> None:
+    def _drain(self, poll: select.poll) -> None:
         """Read what the command left in the pipes: others may write on."""
-        for fd in list(self._open):
-            left = left_in(fd)
+        for fd, _ in poll.poll(0):
+            left = left_in(fd) if fd in self._open else 0
             while left > 0:
                 count = self._read(fd, min(left, self._size))
                 if not count:
@@ -184,18 +177,18 @@ class Exchange:
 
     def _read(self, fd: int, size: int) -> int:
         data = os.read(fd, size)
-        sink = self._open[fd]
+        take = self._open[fd]
         if not data:
             del self._open[fd]
             if not self._open:
                 self._patience = None
         elif self._cap:
-            sink.take(self._cap.take(data))
+            take(self._cap.take(data))
             if self._cap.must_stop and not self._is_stopped:
                 self._is_stopped = True
                 self._status.ask(-1.0, b"max-output")
         else:
-            sink.take(data)
+            take(data)
         if self._patience:
             self._patience.restart(time.monotonic())
         return len(data)

@@ -22,7 +22,7 @@ import time
 from importlib import import_module
 
 from muontrap.errors import ContainmentError
-from muontrap.host.accounts import Identity
+from muontrap.host.accounts import IDENTITY, Identity
 from muontrap.host.link import StaleGuard, link_for
 from muontrap.host.paths import candidates, is_local
 from muontrap.host.process import Process, layers
@@ -56,7 +56,9 @@ if TYPE_CHECKING:
 
 
 # Options that are a step with that number.
-_NUMBERS = frozenset(("umask", "nice", "oom_score_adj", "pdeathsig"))
+_NUMBERS = ("nice", "oom_score_adj", "pdeathsig")
+# All options that are steps, whatever the situation.
+_STEPS = IDENTITY.union(_NUMBERS, ("foreground", "cpu_affinity", "no_new_privs"))
 
 
 class Launcher:
@@ -275,8 +277,11 @@ class Launcher:
             announce=1,
             thread=threading.get_native_id(),
             inherits=int(inherits),
+            session=int(command.start_new_session),
+            umask=-1 if command.umask is None else command.umask,
             spawn=int(
-                can_spawn(steps, streams.sources) and all(is_local(*each, directory) for each in found)
+                can_spawn(steps, streams.sources, session=command.start_new_session)
+                and all(is_local(*each, directory) for each in found)
             ),
             kill_mode=KILL_MODES.index(command.kill_mode),
             delay_to_sigkill=command.delay_to_sigkill,
@@ -307,11 +312,11 @@ class Launcher:
     def _steps(self, streams: Streams) -> list[Step]:
         """Return what the options ask for."""
         command = self._command
-        steps: list[Step] = [("setsid" if command.start_new_session else "setpgid", ())]
-        if command.foreground:
-            steps.append(("foreground", (streams.terminal(),)))
         given = vars(command)
-        steps += [(name, (given[name],)) for name in _NUMBERS & given.keys() if given[name] is not None]
+        if _STEPS.isdisjoint(given):  # as it is with most
+            return []
+        steps: list[Step] = [("foreground", (streams.terminal(),))] if command.foreground else []
+        steps += [(name, (given[name],)) for name in _NUMBERS if given.get(name) is not None]
         if command.cpu_affinity is not None:
             steps.append(("cpu_affinity", command.cpu_affinity))
         if command.no_new_privs:
@@ -320,10 +325,9 @@ class Launcher:
 
     def _inherited(self, situation: Situation, link: Link) -> list[Step]:
         """Return what the host has changed of itself since the guard's start, less what options say."""
-        command = self._command
-        given = {"nice": command.nice, "cpu_affinity": command.cpu_affinity}
+        given = vars(self._command)
         steps = [step for step in situation.steps_from(link.situation) if given.get(step[0]) is None]
-        return steps + [("rlimit", limits) for limits in command.rlimits]
+        return steps + [("rlimit", limits) for limits in self._command.rlimits]
 
     def _refused(self, code: int) -> OSError:
         """Return what `subprocess` raises for a program that can't be executed."""

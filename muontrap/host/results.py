@@ -115,8 +115,7 @@ class CompletedProcess(subprocess.CompletedProcess["Any"]):
             self.cgroup, killed = placing.outcome(ended.cgroup)
             if killed == "limit" and self.reason == "signal" and returncode == -_SIGKILL:
                 self.reason = "out-of-memory"
-        self._sent = ended.sent
-        self._used = ended.wall, *ended.usage
+        self._ended = ended
         self.not_permitted = tuple(ended.not_permitted)
         self.unkillable = tuple(ended.unkillable)
 
@@ -132,19 +131,19 @@ class CompletedProcess(subprocess.CompletedProcess["Any"]):
         """What muontrap sent, in order."""
         return tuple(
             SignalSent(signal=int(number), when=when, count=int(count))
-            for number, when, count in zip(*[iter(self._sent)] * 3, strict=True)
+            for number, when, count in zip(*[iter(self._ended.sent)] * 3, strict=True)
         )
 
     @property
     def usage(self) -> Usage:
         """What the command used."""
-        wall, user, system, peak, *counts = self._used
+        ended = self._ended
         return Usage(
-            wall=wall,
-            user=user,
-            system=system,
-            max_rss=int(peak) * 1024 if peak >= 0 else None,
-            **dict(zip(_COUNTS, map(int, counts), strict=True)),
+            wall=ended.wall,
+            user=ended.user,
+            system=ended.system,
+            max_rss=ended.max_rss * 1024 if ended.max_rss >= 0 else None,
+            **{name: getattr(ended, name) for name in _COUNTS},
         )
 
     @property

@@ -186,7 +186,12 @@ class Status:
 
     def _take(self, record: Record | None, fds: list[int]) -> None:
         first, self._stuck_at = self._stuck_at is not None, None
-        if record is None and first and self.link.survives():
+        if isinstance(record, Ended):
+            if self._lost_pidfd:
+                self._failure = self._error(errno.EMFILE, "descriptors")
+            else:
+                self.result = CompletedProcess(self._command.args, record, self.placing)
+        elif record is None and first and self.link.survives():
             self._failure = self._error(errno.EMFILE, "descriptors")  # the guard could not take the request's
         elif record is None:
             self._died = self.link.lost(f"command {self._command.args!r}")
@@ -196,10 +201,6 @@ class Status:
                 self.close()
         elif isinstance(record, Failed):
             self._failure = self._failure_of(record)
-        elif isinstance(record, Ended) and self._lost_pidfd:
-            self._failure = self._error(errno.EMFILE, "descriptors")
-        elif isinstance(record, Ended):
-            self.result = CompletedProcess(self._command.args, record, self.placing)
         elif isinstance(record, Suspended):
             self.suspended = record.signum
 

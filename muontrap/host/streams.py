@@ -124,12 +124,12 @@ class Streams:
         if value is None:
             if _is_inherited(target):
                 self.sources[target] = target
-        elif value == PIPE and target == 0:
-            self.sources[0], self.pipes.fds[0] = os.pipe2(os.O_CLOEXEC)
-            self._temporary.append(self.sources[0])
-        elif value == PIPE:
+        elif value == PIPE and target:
             self.pipes.fds[target], self.sources[target] = os.pipe2(os.O_CLOEXEC)
             self._outputs.append(self.sources[target])
+        elif value == PIPE:
+            self.sources[0], self.pipes.fds[0] = os.pipe2(os.O_CLOEXEC)
+            self._temporary.append(self.sources[0])
         elif value == STDOUT:
             if 1 in self.sources:
                 self.sources[target] = self.sources[1]
@@ -150,9 +150,7 @@ def _is_inherited(fd: int) -> bool:
 
 def left_in(pipe: int) -> int:
     """Return how many bytes wait to be read."""
-    count = bytearray(4)
-    fcntl.ioctl(pipe, termios.FIONREAD, count)
-    return int.from_bytes(count, sys.byteorder)
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def codec(command: Command) -> tuple[str, str]:

@@ -65,7 +65,7 @@ def _packet(data: bytes, ancillary: list[Ancillary], flags: int) -> Packet:
     credentials = None
     for _, kind, content in ancillary:  # of SOL_SOCKET all
         if kind == _socket.SCM_RIGHTS:
-            fds += struct.unpack_from(f"{len(content) // 4}i", content)
+            fds += memoryview(content[: len(content) // 4 * 4]).cast("i")
         elif kind == _socket.SCM_CREDENTIALS:
             credentials = struct.unpack("3I", content)
     if flags & _socket.MSG_CTRUNC:

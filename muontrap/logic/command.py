@@ -99,7 +99,8 @@ class Command:
                     _REFUSED.get(name) or f"unknown option {name!r}; there are {', '.join(_CHECKERS)}"
                 )
             values[name] = _CHECKERS[name][1](name, value)
-        _check_together(values)
+        if options:
+            _check_together(values)
         self.__dict__.update(values)  # defaults are the class's: a supervisor has hundreds of these
 
     def __getattr__(self, name: str) -> Any:

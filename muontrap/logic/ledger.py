@@ -9,33 +9,31 @@ class Ledger:
     A pid namespace gives numbers in a circle and skips those in use, threads counted.  A command not
     reaped yet keeps its number.  So where the pid allocated last is its own, nothing was started since.
     And where all numbers from its own to the latest were launches too, none of them has forked, nor
-    made a thread: unless the circle has been closed meanwhile, which takes a time.
+    made a thread: unless the circle has been closed since its launch, which takes a time.
     This saves looking at every process of the machine after each `true`.
     """
 
-    __slots__ = ("_began", "_begin", "_circle", "_end")
+    __slots__ = ("_begin", "_circle", "_end")
 
     def __init__(self, circle: float) -> None:
         """`circle` is the least time, in seconds, in which all numbers can be given once."""
         self._circle = circle
         self._begin = self._end = 0
-        self._began = 0.0
 
-    def launched(self, pid: int, now: float) -> None:
-        """Note the pid of a launch, and the time before it was given."""
-        if pid != self._end + 1 or now - self._began >= self._circle:
+    def launched(self, pid: int) -> None:
+        """Note the pid of a launch."""
+        if pid != self._end + 1:
             self._begin = pid
-            self._began = now
         self._end = pid
 
-    def never_forked(self, pid: int, last: int, now: float) -> bool:
+    def never_forked(self, pid: int, last: int, age: float) -> bool:
         """Tell whether a command, not reaped yet, is proved not to have forked.
 
         Args:
             pid: of its main process.
             last: the pid allocated last in the namespace, read after it has died.
-            now: the time after that.
+            age: seconds from before its launch until after that.
         """
         if pid == self._end == last:
             return True
-        return self._begin <= pid <= self._end == last and now - self._began < self._circle
+        return self._begin <= pid <= self._end == last and age < self._circle

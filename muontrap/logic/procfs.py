@@ -37,17 +37,27 @@ def parse_last_pid(text: bytes) -> int:
 
 
 def parse_umask(text: bytes) -> int:
-    """Return the umask in /proc/PID/status, Linux 4.7."""
-    return int(text[text.find(b"\nUmask:") + 7 :].partition(b"\n")[0], 8)
+    """Return the umask in /proc/PID/status, Linux 4.7; `ProtocolError` for that of one that is exiting."""
+    at = text.find(b"\nUmask:\t")
+    if at < 0:
+        raise ProtocolError("no umask")
+    return int(text[at + 8 : at + 12], 8)
 
 
-def privileges(text: bytes) -> tuple[bytes, ...]:
-    """Return the parts of /proc/PID/status that say what a process may do, as they stand there.
+# Ids and groups, capabilities, no_new_privs and the seccomp mode.
+_PRIVILEGES = (b"Uid:", b"Gid:", b"Groups:", b"Cap", b"NoNewPrivs:", b"Seccomp:")
 
-    They are ids and groups, capabilities, no_new_privs and the seccomp mode.
+
+def privileges(text: bytes) -> list[bytes]:
+    """Return the parts of /proc/PID/status that say what a process may do.
+
+    Another status that has them all, as they stand there, is that of a process that may do the same.
     """
-    ids = text[text.find(b"\nUid:") : text.find(b"\nFDSize:")]
-    groups = text[text.find(b"\nGroups:") + 1 :].partition(b"\n")[0]
-    capabilities = text[text.find(b"\nCapInh:") : text.find(b"\nSeccomp:")]
-    seccomp = text[text.find(b"\nSeccomp:") + 1 :].partition(b"\n")[0]
-    return ids, groups, capabilities, seccomp
+    parts, part = [], b"\n"
+    for line in text.split(b"\n"):
+        if line.startswith(_PRIVILEGES):
+            part += line + b"\n"
+        elif part != b"\n":
+            parts.append(part)
+            part = b"\n"
+    return parts

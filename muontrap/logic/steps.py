@@ -11,32 +11,24 @@ if TYPE_CHECKING:
 
     Step = tuple[str, tuple[int, ...]]
 
-# (name, may be done on the spawn way: by posix_spawn or CPython's own C code between fork and `execve`,
-# or by the guard for itself before and undone after).  The order is that of execution; the directory
-# and the descriptors, which every command has, come between "oom_score_adj" and "umask": before the
-# credentials change, as in `subprocess`.
-ORDER = (
-    ("setsid", True),
-    ("setpgid", True),
-    ("join", False),  # the command's cgroup: all that it forks is born there
-    ("nice", False),  # (nice value,)
-    ("cpu_affinity", False),  # CPU numbers
-    ("oom_score_adj", False),  # (value,)
-    ("chdir", True),
-    ("descriptors", True),
-    ("foreground", False),  # (which of the descriptors is the terminal,)
-    ("umask", True),  # (mask,)
-    ("rlimit", False),  # (resource, soft, hard), once for each; -1 is infinity
-    ("setgroups", True),  # group ids
-    ("setresgid", True),  # (gid,)
-    ("setresuid", True),  # (uid,)
-    ("no_new_privs", False),
-    ("pdeathsig", False),  # (signal,); a change of credentials would clear it
+# In the order of execution.  A session or a process group, which every command has, comes before all;
+# the directory, which it has too, and the descriptors before the credentials change, as in `subprocess`.
+NAMES = (
+    "join",  # the command's cgroup: all that it forks is born there
+    "nice",  # (nice value,)
+    "cpu_affinity",  # CPU numbers
+    "oom_score_adj",  # (value,)
+    "descriptors",
+    "foreground",  # (which of the descriptors is the terminal,)
+    "rlimit",  # (resource, soft, hard), once for each; -1 is infinity
+    "setgroups",  # group ids
+    "setresgid",  # (gid,)
+    "setresuid",  # (uid,)
+    "no_new_privs",
+    "pdeathsig",  # (signal,); a change of credentials would clear it
 )
-NAMES = tuple(name for name, _ in ORDER)
 _POSITION = {name: index for index, name in enumerate(NAMES)}
-_SPAWNABLE = frozenset(name for name, spawnable in ORDER if spawnable)
-CREDENTIALS = frozenset(("setgroups", "setresgid", "setresuid"))
+_CREDENTIALS = frozenset(("setgroups", "setresgid", "setresuid"))
 
 
 def in_order(steps: Iterable[Step]) -> list[Step]:
@@ -44,16 +36,14 @@ def in_order(steps: Iterable[Step]) -> list[Step]:
     return sorted(steps, key=lambda step: _POSITION[step[0]])
 
 
-def can_spawn(steps: Iterable[Step], targets: Iterable[int]) -> bool:
+def can_spawn(steps: Iterable[Step], targets: Iterable[int], *, session: bool) -> bool:
     """Tell whether no step has to be done in the child by Python.
 
-    Where credentials change, it is `subprocess`'s C code that makes the child: it knows a new session
-    (and a process group only since Python 3.11), and standard streams alone.
+    `posix_spawn` is for a command without steps.  `subprocess`'s C code can change credentials; it knows
+    a new session (and a process group only since Python 3.11), and standard streams alone.
     """
     names = {name for name, _ in steps}
-    if names.isdisjoint(CREDENTIALS):
-        return names <= _SPAWNABLE
-    return names <= _SPAWNABLE and "setsid" in names and all(target <= 2 for target in targets)
+    return not names or (names <= _CREDENTIALS and session and all(target <= 2 for target in targets))
 
 
 def in_the_way(targets: Iterable[int], sources: Iterable[int]) -> set[int]:

@@ -45,10 +45,11 @@ class Format:
 
     def next_number(self, last: int, used: Container[int]) -> int:
         """Return the number after `last` that is not in use, starting again at 1 after the end."""
-        for step in range(1, 1 << self.number_bits):
-            number = (last + step - 1) % ((1 << self.number_bits) - 1) + 1
-            if number not in used:
-                return number
+        most = (1 << self.number_bits) - 1
+        for _ in range(most):
+            last = last % most + 1
+            if last not in used:
+                return last
         raise BlockingIOError(11, "all command numbers of this guard are in use (tag)")
 
     def _check(self, identity: int) -> int:

@@ -18,7 +18,7 @@ from muontrap.logic.steps import NAMES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any, ClassVar
 
     from muontrap.logic.steps import Step
@@ -38,10 +38,6 @@ _HEAD = struct.Struct("<II")
 
 def _pack(values: Sequence[int]) -> bytes:
     return struct.pack(f"{len(values)}q", *values)
-
-
-def _unpack(body: bytes) -> list[int]:
-    return memoryview(body).cast("q").tolist()
 
 
 def _strings(body: bytes) -> list[bytes]:
@@ -65,7 +61,7 @@ def _pack_steps(steps: Sequence[Step]) -> bytes:
 
 
 def _unpack_steps(body: bytes) -> list[Step]:
-    numbers = _unpack(body)
+    numbers = memoryview(body).cast("q").tolist()
     steps: list[Step] = []
     at = 0
     while at < len(numbers):
@@ -79,17 +75,23 @@ def _unpack_steps(body: bytes) -> list[Step]:
 
 # A record's fields by their types: what fits the head, as it is ...
 _SCALARS = {"int": "q", "float": "d"}
-# ... and what does not.  No string has a NUL: execve(2) has no other end for them either.
-_BODIES: dict[str, tuple[Encoder, Decoder]] = {
-    "bytes": (bytes, bytes),
-    "list[int]": (_pack, _unpack),
-    "list[float]": (
+# ... and what does not: to bytes, back, and what no bytes are, which most of them are most of the time.
+# No string has a NUL: execve(2) has no other end for them either.
+_BODIES: dict[str, tuple[Encoder, Decoder, object]] = {
+    "bytes": (bytes, bytes, b""),
+    "Sequence[int]": (_pack, lambda body: memoryview(body).cast("q").tolist(), ()),
+    "Sequence[float]": (
         lambda values: struct.pack(f"{len(values)}d", *values),
         lambda body: memoryview(body).cast("d").tolist(),
+        (),
     ),
-    "list[bytes]": (lambda strings: b"\0".join([*strings, b""]), _strings),
-    "dict[bytes, bytes]": (lambda pairs: b"".join([b"%b\0%b\0" % pair for pair in pairs.items()]), _mapping),
-    "list[Step]": (_pack_steps, _unpack_steps),
+    "Sequence[bytes]": (lambda strings: b"\0".join([*strings, b""]), _strings, ()),
+    "Mapping[bytes, bytes]": (
+        lambda pairs: b"".join([b"%b\0%b\0" % pair for pair in pairs.items()]),
+        _mapping,
+        {},
+    ),
+    "Sequence[Step]": (_pack_steps, _unpack_steps, ()),
 }
 _KINDS: list[type[Record]] = []
 
@@ -101,21 +103,22 @@ class Record:
     _head: ClassVar[struct.Struct]
     _number: ClassVar[int]
     _scalars: ClassVar[list[str]]
-    _bodies: ClassVar[list[str]]
-    _encoders: ClassVar[list[Encoder]]
-    _decoders: ClassVar[list[Decoder]]
+    _encoders: ClassVar[list[tuple[str, Encoder]]]
+    _decoders: ClassVar[list[tuple[str, Decoder]]]
+    _empty: ClassVar[dict[str, object]]
     _division: ClassVar[str]
 
     def __init_subclass__(cls) -> None:
         # A head: the kind, each number, and the length of each body in bytes; then these bodies.
         cls.FIELDS = cls.__annotations__
         cls._scalars = [name for name, kind in cls.FIELDS.items() if kind in _SCALARS]
-        cls._bodies = [name for name, kind in cls.FIELDS.items() if kind in _BODIES]
-        cls._encoders = [_BODIES[cls.FIELDS[name]][0] for name in cls._bodies]
-        cls._decoders = [_BODIES[cls.FIELDS[name]][1] for name in cls._bodies]
-        cls._division = "%ds" * len(cls._bodies)
+        bodies = {name: _BODIES[kind] for name, kind in cls.FIELDS.items() if kind in _BODIES}
+        cls._encoders = [(name, encode) for name, (encode, _, _) in bodies.items()]
+        cls._decoders = [(name, decode) for name, (_, decode, _) in bodies.items()]
+        cls._empty = {name: empty for name, (_, _, empty) in bodies.items()}
+        cls._division = "%ds" * len(bodies)
         codes = [_SCALARS[cls.FIELDS[name]] for name in cls._scalars]
-        cls._head = struct.Struct(f"<B{''.join(codes)}{len(cls._bodies)}Q")
+        cls._head = struct.Struct(f"<B{''.join(codes)}{len(bodies)}Q")
         cls._number = len(_KINDS)
         _KINDS.append(cls)
 
@@ -133,8 +136,8 @@ class Record:
     def encode(self) -> bytes:
         """Return the record's bytes."""
         values = self.__dict__
+        bodies = [encode(values[name]) if values[name] else b"" for name, encode in self._encoders]
         scalars = map(values.__getitem__, self._scalars)
-        bodies = [encode(values[name]) for name, encode in zip(self._bodies, self._encoders, strict=True)]
         return self._head.pack(self._number, *scalars, *map(len, bodies)) + b"".join(bodies)
 
 
@@ -154,31 +157,35 @@ class Launch(Record):
     announce: int  # whether the host wants to hear `Started`
     thread: int  # of the host, that asks: privileges and umask are a thread's own
     inherits: int  # whether `env` is what is added to the environment that the guard was started with
+    session: int  # whether it gets a session of its own, or just a process group
+    umask: int  # -1: as that thread of the host has it
     kill_mode: int  # which of `KILL_MODES`
     delay_to_sigkill: float
     stop_signal: int
-    candidates: list[bytes]
-    argv: list[bytes]
-    env: dict[bytes, bytes]
-    steps: list[Step]
-    targets: list[int]
+    candidates: Sequence[bytes]
+    argv: Sequence[bytes]
+    env: Mapping[bytes, bytes]
+    steps: Sequence[Step]
+    targets: Sequence[int]
     cgroup: bytes  # a `Placement`, or none
 
 
 class Placement(Record):
     """The cgroup of a command; all are absolute paths."""
 
-    directories: list[bytes]  # one in each hierarchy; "+" before one that has to be new, "=" before another
-    settings: list[bytes]  # four for each: file, value, other file if the kernel lacks that, its value
-    readings: list[bytes]  # files to be read at the end
+    directories: Sequence[
+        bytes
+    ]  # one in each hierarchy; "+" before one that has to be new, "=" before another
+    settings: Sequence[bytes]  # four for each: file, value, other file if the kernel lacks that, its value
+    readings: Sequence[bytes]  # files to be read at the end
     oom_group: bytes  # directory of v1, of which an OOM kill has to take the whole command
 
 
 class Readings(Record):
     """Content of a cgroup's files, where there was a cgroup before, and at the end."""
 
-    before: dict[bytes, bytes]
-    after: dict[bytes, bytes]
+    before: Mapping[bytes, bytes]
+    after: Mapping[bytes, bytes]
 
 
 class Ping(Record):
@@ -232,10 +239,18 @@ class Ended(Record):
     status: int
     reason: bytes
     wall: float
-    usage: list[float]
-    sent: list[float]
-    not_permitted: list[int]
-    unkillable: list[int]
+    user: float
+    system: float
+    max_rss: int  # in KiB, -1 where it is the guard's own
+    minor_faults: int
+    major_faults: int
+    blocks_read: int
+    blocks_written: int
+    voluntary_switches: int
+    involuntary_switches: int
+    sent: Sequence[float]
+    not_permitted: Sequence[int]
+    unkillable: Sequence[int]
     cgroup: bytes  # `Readings`, or none
 
 
@@ -249,8 +264,12 @@ def decode(data: bytes) -> Record:
         _, *numbers = kind._head.unpack_from(data)
         count = len(kind._scalars)
         bodies = struct.unpack(kind._division % (*numbers[count:],), data[kind._head.size :])
-        values = [decode(body) for decode, body in zip(kind._decoders, bodies, strict=True)]
-        record.__dict__ = dict(zip(kind._scalars + kind._bodies, numbers[:count] + values, strict=True))
+        record.__dict__ = values = kind._empty.copy()
+        values.update(zip(kind._scalars, numbers[:count], strict=True))
+        if len(data) > kind._head.size:
+            for (name, decode), body in zip(kind._decoders, bodies, strict=True):
+                if body:
+                    values[name] = decode(body)
     except (struct.error, TypeError, ValueError) as error:
         raise ProtocolError(f"a {kind.__name__} is malformed: {error}") from error
     return record
@@ -278,25 +297,27 @@ def packets(payload: bytes, fd_count: int) -> list[tuple[bytes, int, int]]:
 class Assembly:
     """Packets on their way back to a record and its descriptors."""
 
-    __slots__ = ("_data", "_fd_count", "_size", "fds")
+    __slots__ = ("_fd_count", "_missing", "_pieces", "fds")
 
     def __init__(self) -> None:
-        self._data = bytearray()
-        self._size = -1
+        self._pieces: list[bytes] = []
+        self._missing = 0
         self._fd_count = 0
         self.fds: list[int] = []
 
     def feed(self, data: bytes, fds: Sequence[int]) -> bytes | None:
         """Take a packet; return the record's bytes when all is there."""
         self.fds += fds
-        if self._size < 0:
+        if not self._pieces:
             if len(data) < _HEAD.size:
                 raise ProtocolError(f"a request of {len(data)} bytes")
-            self._size, self._fd_count = _HEAD.unpack_from(data)
-            self._data = bytearray(data[_HEAD.size :])
-        elif len(self._data) < self._size:
-            self._data += data
-        missing = self._size - len(self._data), self._fd_count - len(self.fds)
-        if min(missing) < 0 or len(self._data) > RECORD_BYTES:
-            raise ProtocolError(f"a request of {len(self._data)} bytes, {len(self.fds)} descriptors")
-        return None if any(missing) else bytes(self._data)
+            self._missing, self._fd_count = _HEAD.unpack_from(data)
+            data = data[_HEAD.size :]
+        elif not self._missing:
+            data = b""  # there for its descriptors alone
+        self._pieces.append(data)
+        self._missing = missing = self._missing - len(data)
+        fds_missing = self._fd_count - len(self.fds)
+        if not 0 <= missing <= RECORD_BYTES or fds_missing < 0:
+            raise ProtocolError(f"a request that lacks {missing} bytes and {fds_missing} descriptors")
+        return None if missing or fds_missing else b"".join(self._pieces)

@@ -16,9 +16,9 @@ from muontrap.logic.wire import Failed, Launch, Placement, Record, Started, deco
 
 def launch(**changes: object) -> bytes:
     values = {
-        "spawn": 1, "announce": 1, "thread": 1, "inherits": 0, "kill_mode": 0,
+        "spawn": 1, "announce": 1, "thread": 1, "inherits": 0, "session": 1, "umask": 18, "kill_mode": 0,
         "delay_to_sigkill": 0.0, "stop_signal": 15,
-        "candidates": [b"/bin/true"], "argv": [b"true"], "env": {}, "steps": [("umask", (18,))],
+        "candidates": [b"/bin/true"], "argv": [b"true"], "env": {}, "steps": [],
         "targets": [], "cgroup": b"",
     }  # fmt: skip
     return packets(Launch(**{**values, **changes}).encode(), 2)[0][0]
@@ -82,7 +82,6 @@ def test_a_malformed_request_is_refused(data: bytes) -> None:
 @pytest.mark.parametrize("uid", [(), (1, 2), (2**40,), (2**32 - 1,)], ids=str)
 def test_an_id_that_is_none_is_refused(uid: tuple[int, ...]) -> None:
     """The host never sends one."""
-    steps = [("setsid", ()), ("umask", (18,)), ("setresuid", uid)]
-    answer = answer_to(launch(steps=steps, thread=os.getpid()))
+    answer = answer_to(launch(steps=[("setresuid", uid)], thread=os.getpid()))
     assert isinstance(answer, Failed)
     assert answer.step == b"setresuid"

@@ -6,12 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muontrap.logic.steps import CREDENTIALS, NAMES, ORDER, can_spawn, in_order, in_the_way
+from muontrap.logic.steps import NAMES, can_spawn, in_order, in_the_way
 
 STEPS = st.lists(st.tuples(st.sampled_from(NAMES), st.tuples(st.integers(0, 9))))
 BEFORE = [
-    ("setsid", "foreground"),  # the terminal is the session's
-    ("setpgid", "foreground"),  # it is given to the group
     ("descriptors", "setresuid"),
     ("nice", "setresuid"),  # these need privileges, that the new user may not have
     ("cpu_affinity", "setresuid"),
@@ -21,7 +19,6 @@ BEFORE = [
     ("setresgid", "setresuid"),
     ("setresuid", "pdeathsig"),  # which a change of credentials clears
     ("setresgid", "pdeathsig"),
-    ("chdir", "setresuid"),
 ]
 
 
@@ -41,19 +38,23 @@ def test_in_order(steps: list[tuple[str, tuple[int, ...]]]) -> None:
 
 def test_an_unknown_step_is_refused() -> None:
     with pytest.raises(KeyError, match="no_such"):
-        in_order([("umask", (0,)), ("no_such", ())])
+        in_order([("nice", (0,)), ("no_such", ())])
 
 
-@given(steps=STEPS, targets=st.lists(st.integers(0, 4), max_size=4, unique=True))
-def test_can_spawn(steps: list[tuple[str, tuple[int, ...]]], targets: list[int]) -> None:
-    """One step that needs Python in the child is enough; or one that C does not know beside credentials."""
+CREDENTIALS = {"setgroups", "setresgid", "setresuid"}
+
+
+@given(
+    steps=STEPS | st.lists(st.tuples(st.sampled_from(sorted(CREDENTIALS)), st.tuples(st.integers(0, 9)))),
+    targets=st.lists(st.integers(0, 4), max_size=4, unique=True),
+    session=st.booleans(),
+)
+def test_can_spawn(steps: list[tuple[str, tuple[int, ...]]], targets: list[int], session: bool) -> None:
+    """Credentials alone can do without Python in the child; then C has to know all the rest."""
     names = {name for name, _ in steps}
-    needs_python = any(not spawnable for name, spawnable in ORDER if name in names)
-    unknown_to_c = "setsid" not in names or not {0, 1, 2}.issuperset(targets)
-    is_another = not names.isdisjoint(CREDENTIALS)
-    assert can_spawn(steps, targets) == (not needs_python and not (is_another and unknown_to_c))
-    if not names.isdisjoint(("join", "rlimit", "no_new_privs", "pdeathsig")):
-        assert not can_spawn(steps, targets)
+    unknown_to_c = not session or not {0, 1, 2}.issuperset(targets)
+    expected = not names - CREDENTIALS and not (names and unknown_to_c)
+    assert can_spawn(steps, targets, session=session) == expected
 
 
 @given(
