@@ -16,6 +16,7 @@ import cffi
 HEADERS = """
 #define _GNU_SOURCE
 #include <grp.h>
+#include <spawn.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
@@ -58,6 +59,21 @@ int prlimit(int pid, int resource, const void *new_limit, void *old_limit);  /* 
 int setresuid(unsigned int ruid, unsigned int euid, unsigned int suid);
 int setresgid(unsigned int rgid, unsigned int egid, unsigned int sgid);
 int setgroups(size_t size, const unsigned int *list);
+
+/* posix_spawn(3) */
+#define POSIX_SPAWN_SETPGROUP 2
+#define POSIX_SPAWN_SETSIGDEF 4
+#define POSIX_SPAWN_SETSIGMASK 8
+#define POSIX_SPAWN_SETSID 128
+int posix_spawn(int *pid, const char *path, const void *actions, const void *attributes,
+                char *const argv[], char *const envp[]);
+int posix_spawnattr_init(void *attributes);
+int posix_spawnattr_setflags(void *attributes, short flags);
+int posix_spawnattr_setsigmask(void *attributes, const void *mask);
+int posix_spawnattr_setsigdefault(void *attributes, const void *set);
+int posix_spawn_file_actions_init(void *actions);
+int posix_spawn_file_actions_destroy(void *actions);
+int posix_spawn_file_actions_adddup2(void *actions, int source, int target);
 
 /* execve(2) */
 int execve(const char *path, char *const argv[], char *const envp[]);

@@ -40,6 +40,7 @@ OWN = {
     "muontrap.kernel.process",
     "muontrap.kernel.signals",
     "muontrap.kernel.sockets",
+    "muontrap.kernel.spawn",
     "muontrap.logic",
     "muontrap.logic.escalation",
     "muontrap.logic.ledger",

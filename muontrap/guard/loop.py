@@ -79,8 +79,11 @@ class Guard:
         self._signals = signals.open_signalfd(signals.SIGCHLD)
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[], None]] = {}
+        # A handler may close a descriptor whose number comes up again in the same list of events, as
+        # another's: for those that are new, nothing in it is meant.
+        self._new_handlers: dict[int, Callable[[], None]] = {}
         self._listen(requests.fileno(), self._take_requests)
-        self._listen(host.fd, self._host_exited)
+        self._listen(host.fd, self._host_died)
         self._listen(watch.fd, lambda: self._ignore(watch.fd))
         self._listen(self._signals, self._child_changed)
 
@@ -99,8 +102,8 @@ class Guard:
     def run(self) -> None:
         """Serve until the host is gone and nothing is left of any command."""
         while self._commands or not self._host_gone:
-            # A handler may close a descriptor whose number comes up again in the same list, as
-            # another's: so each looks for itself whether there is something for it.
+            self._handlers.update(self._new_handlers)
+            self._new_handlers.clear()
             for fd, _ in self._epoll.poll(self._timeout()):
                 handler = self._handlers.get(fd)
                 if handler:
@@ -135,10 +138,6 @@ class Guard:
             if not self._boosted:
                 restore_priority()
 
-    def _host_exited(self) -> None:
-        if process.is_dead(self._host.fd):
-            self._host_died()
-
     def _host_died(self) -> None:
         """The host is dead, or runs another program: end everything, each with its grace."""
         if self._host_gone:
@@ -167,10 +166,10 @@ class Guard:
 
     def _listen(self, fd: int, handler: Callable[[], None]) -> None:
         self._epoll.register(fd, select.EPOLLIN)
-        self._handlers[fd] = handler
+        self._new_handlers[fd] = handler
 
     def _ignore(self, fd: int) -> None:
-        if self._handlers.pop(fd, None):
+        if self._handlers.pop(fd, None) or self._new_handlers.pop(fd, None):
             self._epoll.unregister(fd)
 
     def _take_requests(self) -> None:
@@ -180,7 +179,7 @@ class Guard:
             return  # the host sees its status socket closed by a guard that is alive
         if not packet.data:
             self._host_died()
-        elif not packet.fds or not packet.credentials or packet.credentials[0] != self._host.pid:
+        elif not packet.fds or packet.sender != self._host.pid:
             sockets.close(packet.fds)  # a child that the host forked without Python's knowing
         else:
             self._feed(transport.Request(packet.fds[0]), packet)
@@ -344,14 +343,12 @@ class Guard:
             command.report_started()
 
     def _main_exited(self, command: Command) -> None:
-        if not process.is_dead(command.main.fd):
-            return
         self._executed(command)
         if command.is_gone:
             return
+        command.main_exited(time.monotonic())  # first of all, for that may be what the host waits for
         self._ignore(command.main.fd)
         self._child_changed()  # its SIGCHLD is there by now: no need to wake up for it
-        command.main_exited(time.monotonic())
         if command.is_gone:
             self._forget(command)
         else:

@@ -10,14 +10,13 @@ import fcntl
 import os
 import resource
 
-from muontrap.kernel import signals
 from muontrap.kernel.process import RLIMIT_LOCKS
+from muontrap.kernel.spawn import Spawner
 from muontrap.logic.steps import in_the_way
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Any
 
     from muontrap.logic.wire import Launch
 
@@ -111,6 +110,9 @@ class Assumed:
         return [self._copies.get(source, source) for source in self._sources]
 
 
+_spawner = Spawner()
+
+
 def spawn(launch: Launch, assumed: Assumed, most_files: int) -> int:
     """Start the command; return its pid when `execve` is done.
 
@@ -120,10 +122,14 @@ def spawn(launch: Launch, assumed: Assumed, most_files: int) -> int:
     with assumed as sources:
         if max(sources, default=0) >= most_files:
             raise NotStarted
+        places = list(zip(sources, launch.targets, strict=True))
         try:
-            return first_that_runs(launch, lambda path: _posix_spawn(path, launch, sources))
-        except (OSError, ValueError) as error:
-            raise StepFailed(getattr(error, "errno", None) or errno.EINVAL, "execve") from error
+            return first_that_runs(
+                launch,
+                lambda path: _spawner(path, launch.argv, launch.env, places, session=bool(launch.session)),
+            )
+        except OSError as error:
+            raise StepFailed(error.errno or 0, "execve") from error
 
 
 def first_that_runs(launch: Launch, execute: Callable[[bytes], int]) -> int:
@@ -136,17 +142,3 @@ def first_that_runs(launch: Launch, execute: Callable[[bytes], int]) -> int:
             if refusal in (errno.ENOENT, errno.ENOTDIR):
                 refusal = error.errno or 0
     raise OSError(refusal, os.strerror(refusal))
-
-
-def _posix_spawn(path: bytes, launch: Launch, sources: Sequence[int]) -> int:
-    group: dict[str, Any] = {"setsid": True} if launch.session else {"setpgroup": 0}
-    return os.posix_spawn(
-        path,
-        tuple(launch.argv),
-        launch.env,
-        file_actions=[(os.POSIX_SPAWN_DUP2, *pair) for pair in zip(sources, launch.targets, strict=True)],
-        setsigmask=(),
-        # They have it; but glibc's child would ask for each, and then set it all the same.
-        setsigdef=signals.DEFAULTABLE,
-        **group,
-    )

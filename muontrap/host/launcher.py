@@ -190,8 +190,11 @@ class Launcher:
             cap = _sinks().cap(command, max_output, max_output_policy)
 
         def run(command: Command) -> CompletedProcess:
-            with self._launch(command, announce=False) as process:
+            process = self._launch(command, announce=False)
+            try:
                 return process.run_to_end(input, deadline, timeout, sinks=sinks, cap=cap)
+            finally:
+                process.close()
 
         result = _as_possible(command, run)
         if check:

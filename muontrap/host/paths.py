@@ -50,9 +50,8 @@ def candidates(
     Raises:
         FileNotFoundError, NotADirectoryError: there is none.
     """
-    if b"/" in program:
-        paths = [program]
-    else:
+    paths = [program]
+    if b"/" not in program:
         folders = (os.fsencode(os.defpath) if path is None else path).split(b":")
         paths = [os.path.join(folder, program) for folder in folders]
     found: list[tuple[bytes, os.stat_result | None]] = []
@@ -73,18 +72,21 @@ def is_local(path: bytes, seen: os.stat_result | None, directory: int) -> bool:
     """Tell whether the program, what interprets it, and the working directory are on local file systems."""
     if seen is None:
         return False
-    here = b"/proc/self/fd/%d" % directory
     try:
         key = (seen.st_dev, seen.st_ino, seen.st_mtime_ns, seen.st_ctime_ns)
         if key not in _verdicts:
             if len(_verdicts) >= _MOST_VERDICTS:
                 _verdicts.clear()
-            _verdicts[key] = _is_local_program(os.path.join(here, path))
+            _verdicts[key] = _is_local_program(os.path.join(_path_of(directory), path))
         if os.fstat(directory).st_dev == seen.st_dev:
             return _verdicts[key]
-        return _verdicts[key] and filesystem_type(here) in _LOCAL
+        return _verdicts[key] and filesystem_type(_path_of(directory)) in _LOCAL
     except OSError:
         return False
+
+
+def _path_of(directory: int) -> bytes:
+    return b"/proc/self/fd/%d" % directory
 
 
 def _is_local_program(path: bytes) -> bool:

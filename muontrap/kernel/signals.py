@@ -15,6 +15,7 @@ from muontrap.kernel.abi import check, libc
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Any
 
 SIGKILL: int = _signal.SIGKILL
 SIGCHLD: int = _signal.SIGCHLD
@@ -29,11 +30,16 @@ _SIGINFO_SIZE = 128
 
 def open_signalfd(*signums: int) -> int:
     """Return a descriptor that is readable while one of these blocked signals is pending."""
-    mask = ffi.new("unsigned long[16]")
-    libc.sigemptyset(mask)
+    return check(libc.signalfd(-1, set_of(signums), os.O_NONBLOCK | os.O_CLOEXEC), "signalfd")
+
+
+def set_of(signums: Iterable[int]) -> Any:
+    """Return a set of signals as the C library takes it."""
+    signal_set = ffi.new("unsigned long[16]")
+    libc.sigemptyset(signal_set)
     for signum in signums:
-        libc.sigaddset(mask, signum)
-    return check(libc.signalfd(-1, mask, os.O_NONBLOCK | os.O_CLOEXEC), "signalfd")
+        libc.sigaddset(signal_set, signum)
+    return signal_set
 
 
 def drain(signalfd: int) -> None:

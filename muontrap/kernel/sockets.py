@@ -29,14 +29,14 @@ class Truncated(Exception):
 
 
 class Packet:
-    """What one `recvmsg` gave."""
+    """What one `recvmsg` gave; `sender` is a pid, where the socket asks for it."""
 
-    __slots__ = ("credentials", "data", "fds")
+    __slots__ = ("data", "fds", "sender")
 
-    def __init__(self, data: bytes, fds: list[int], credentials: tuple[int, int, int] | None) -> None:
+    def __init__(self, data: bytes, fds: list[int], sender: int | None) -> None:
         self.data: bytes = data
         self.fds: list[int] = fds
-        self.credentials: tuple[int, int, int] | None = credentials
+        self.sender: int | None = sender
 
 
 LONGEST = 128 * 1024
@@ -61,17 +61,13 @@ def receive(sock: _socket.socket) -> Packet:
 
 
 def _packet(data: bytes, ancillary: list[Ancillary], flags: int) -> Packet:
-    fds: list[int] = []
-    credentials = None
-    for _, kind, content in ancillary:  # of SOL_SOCKET all
-        if kind == _socket.SCM_RIGHTS:
-            fds += memoryview(content[: len(content) // 4 * 4]).cast("i")
-        elif kind == _socket.SCM_CREDENTIALS:
-            credentials = struct.unpack("3I", content)
+    parts = {kind: content for _, kind, content in ancillary}  # of SOL_SOCKET, each kind once
+    fds = memoryview(parts.get(_socket.SCM_RIGHTS, b"")).cast("i").tolist()
+    sender = parts.get(_socket.SCM_CREDENTIALS)
     if flags & _socket.MSG_CTRUNC:
         close(fds)
         raise Truncated
-    return Packet(data, fds, credentials)
+    return Packet(data, fds, struct.unpack("3I", sender)[0] if sender else None)
 
 
 def _attempt(receive: Callable[..., Any], buffer: object, ancillary: int) -> Any:

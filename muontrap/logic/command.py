@@ -119,8 +119,8 @@ class Command:
     @property
     def insists_on_cgroup(self) -> bool:
         """Whether there has to be one."""
-        given = vars(self)  # what is not there has a default, and asks for nothing
-        return given.get("cgroup") is True or any(given[name] for name in _FOR_CGROUPS & given.keys())
+        # What was not given has a default, and asks for nothing.
+        return self.cgroup is True or any(map(vars(self).get, _FOR_CGROUPS))
 
     @property
     def is_text(self) -> bool:

@@ -313,6 +313,8 @@ class Assembly:
                 raise ProtocolError(f"a request of {len(data)} bytes")
             self._missing, self._fd_count = _HEAD.unpack_from(data)
             data = data[_HEAD.size :]
+            if len(data) == self._missing and len(self.fds) == self._fd_count:
+                return data  # as nearly all have it
         elif not self._missing:
             data = b""  # there for its descriptors alone
         self._pieces.append(data)

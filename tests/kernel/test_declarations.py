@@ -43,6 +43,7 @@ FACTS = """
 #define STATFS_SIZE ...
 #define F_TYPE_OFFSET ...
 #define SIGINFO_SIZE ...
+#define SPAWN_SIZE ...
 """
 FACTS_SOURCE = """
 #include <stddef.h>
@@ -51,6 +52,7 @@ FACTS_SOURCE = """
 #define STATFS_SIZE sizeof(struct statfs)
 #define F_TYPE_OFFSET offsetof(struct statfs, f_type)
 #define SIGINFO_SIZE sizeof(struct signalfd_siginfo)
+#define SPAWN_SIZE (sizeof(posix_spawnattr_t) + sizeof(posix_spawn_file_actions_t))
 """
 needs_compiler = pytest.mark.skipif(
     not shutil.which("cc") or not Path(sysconfig.get_path("include"), "Python.h").exists(),
@@ -146,3 +148,4 @@ def test_buffers_are_large_enough(compiled: Any) -> None:
     assert 64 * word >= lib.STATFS_SIZE  # kernel/process.py
     assert 16 * word >= lib.SIGSET_SIZE  # kernel/signals.py
     assert lib.SIGINFO_SIZE == 128
+    assert 128 * word >= lib.SPAWN_SIZE  # kernel/spawn.py: either, where both would fit

@@ -1,0 +1,47 @@
+"""The guard's loop: an event is for who listened when the kernel gave it, and for nobody else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from muontrap.guard.loop import Guard
+
+
+class Epoll:
+    """Gives two events at once, then one, then the end."""
+
+    def __init__(self, guard: Any) -> None:
+        self.guard = guard
+        self.lists = [[(5, 1), (6, 1)], [(6, 1)], []]
+        self.registered: list[int] = []
+
+    def poll(self, _: float | None) -> list[tuple[int, int]]:
+        events = self.lists.pop(0)
+        self.guard._host_gone = not events
+        return events
+
+    def register(self, fd: int, _: int) -> None:
+        self.registered.append(fd)
+
+    def unregister(self, fd: int) -> None:
+        self.registered.remove(fd)
+
+
+def test_a_number_that_is_taken_again_gets_no_event_of_the_one_before() -> None:
+    """A command ends, and its pidfd's number becomes that of the next: which has not ended."""
+    guard: Any = object.__new__(Guard)
+    guard._epoll = epoll = Epoll(guard)
+    guard._commands, guard._busy, guard._handlers, guard._new_handlers = {}, {}, {}, {}
+    guard._host_gone = guard._children_changed = guard._boosted = False
+    calls: list[str] = []
+
+    def replace() -> None:
+        calls.append("replaced")
+        guard._ignore(6)
+        guard._listen(6, lambda: calls.append("new"))
+
+    guard._listen(5, replace)
+    guard._listen(6, lambda: calls.append("old"))
+    guard.run()
+    assert calls == ["replaced", "new"], "once, by the second list"
+    assert epoll.registered == [5, 6]
