@@ -17,6 +17,7 @@ from arena import Arena, CgroupLedger
 # Under nohup(1) it would be ignored by whatever the tests start.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
+MANY = 6
 _measured: list[tuple[str, float]] = []
 
 
@@ -31,6 +32,28 @@ def arena() -> Iterator[Arena]:
 def measure(request: pytest.FixtureRequest) -> Callable[[float], None]:
     """Record how many seconds something took, for the summary that MUONTRAP_MEASURE asks for."""
     return lambda seconds: _measured.append((request.node.name, seconds))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With MUONTRAP_TEST_PAIRS=few, keep of each test that has many variants this Python's share.
+
+    So `.ci/run` has it for the Pythons beside the default one: each runs each test, together all variants.
+    """
+    if os.environ.get("MUONTRAP_TEST_PAIRS") != "few":
+        return
+    tests: dict[tuple[object, ...], list[pytest.Item]] = {}
+    for item in items:
+        tests.setdefault((item.path, getattr(item, "originalname", item.name)), []).append(item)
+    share = {10: 0, 12: 1}.get(sys.version_info.minor, 2)
+    others = {
+        id(item)
+        for variants in tests.values()
+        if len(variants) > MANY
+        for index, item in enumerate(variants)
+        if index % 3 != share
+    }
+    config.hook.pytest_deselected(items=[item for item in items if id(item) in others])
+    items[:] = [item for item in items if id(item) not in others]
 
 
 def pytest_sessionfinish() -> None:

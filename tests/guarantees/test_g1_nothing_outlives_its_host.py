@@ -165,8 +165,6 @@ DEATHS: dict[str, Callable[[Arena, Host], tuple[float, set[int]]]] = {
 
 
 PAIRS = [(death, command) for death in DEATHS for command in COMMANDS]
-if os.environ.get("MUONTRAP_TEST_PAIRS") == "few":  # the Pythons other than the default one share them
-    PAIRS = PAIRS[{10: 0, 12: 1}.get(sys.version_info.minor, 2) :: 3]
 
 
 @pytest.mark.parametrize(("death", "command"), PAIRS)
@@ -336,7 +334,6 @@ def test_nothing_is_left_where_no_mark_fits(arena: Arena, command: str) -> None:
 
 def execv_itself_host(*, line: list[str]) -> None:
     """Become another program that uses muontrap too, in the same process."""
-    import sys
 
     if "SECOND" not in os.environ:
         process = muontrap.Launcher(line, delay_to_sigkill=GRACE).launch()
