@@ -62,13 +62,18 @@ def read(path: str) -> bytes:
     """Return a file of /proc that the kernel writes in one piece: all but lists of processes."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        text = chunk = os.read(fd, _READ_SIZE)
-        while len(chunk) == _READ_SIZE:
-            chunk = os.read(fd, _READ_SIZE)
-            text += chunk
-        return text
+        return read_from(fd)
     finally:
         os.close(fd)
+
+
+def read_from(fd: int) -> bytes:
+    """Return the same, of one that is open, from its beginning."""
+    text = chunk = os.pread(fd, _READ_SIZE, 0)
+    while len(chunk) == _READ_SIZE:
+        chunk = os.pread(fd, _READ_SIZE, len(text))
+        text += chunk
+    return text
 
 
 def stat(pid: int) -> tuple[str, int, int] | None:

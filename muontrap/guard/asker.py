@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from muontrap.containment.processes import GONE, read
+from muontrap.containment.processes import GONE, read, read_from
 from muontrap.errors import ProtocolError
 from muontrap.guard.spawn import StepFailed
 from muontrap.logic.procfs import parse_umask, privileges
@@ -29,6 +29,8 @@ class Asker:
             umask = parse_umask(status)
         except (*GONE, PermissionError, ProtocolError) as error:
             raise StepFailed(getattr(error, "errno", 0) or errno.ESRCH, "credentials") from error
+        except OSError as error:  # most likely this process has no descriptor left
+            raise StepFailed(error.errno or 0, "descriptors") from error
         for part in self._privileges:
             if part not in status:
                 raise StepFailed(errno.EPERM, "credentials")
@@ -36,5 +38,5 @@ class Asker:
 
     def _status(self, thread: int) -> bytes:
         if thread == self._host:
-            return os.pread(self._leader, 1 << 14, 0)
+            return read_from(self._leader)
         return read(f"/proc/{self._host}/task/{thread}/status")

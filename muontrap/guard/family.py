@@ -5,16 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from muontrap.containment.processes import (
-    Held,
-    Pack,
-    children,
-    descendants,
-    living,
-    read,
-    read_children,
-    stat,
-)
+from muontrap.containment.processes import Held, Pack, children, descendants, read, read_children, stat
 from muontrap.kernel import signals
 from muontrap.kernel.process import is_dead
 from muontrap.logic.ledger import Ledger
@@ -117,15 +108,20 @@ class Family:
                     orphan.spared = True
 
     def left_nothing(self, number: int, launched: float) -> bool:
-        """Tell whether it is proved, without a look at any process, that a dead main process was alone.
+        """Tell whether it is proved, without a look at all processes, that a dead main process was alone.
 
-        `launched` is the time, in seconds, before there was that process.
+        `launched` is the time, in seconds, before there was that process.  The order of pids is not
+        enough: who may choose pids (F11) can have hidden a child, and an orphan of another command,
+        without a tag, may be this one's by time.
         """
-        group = self._groups.get(number)
-        if not self._has_last_pid or (group and group.is_in_use()):
+        if not self._has_last_pid:
             return False
         last = parse_last_pid(os.pread(self._loadavg, 256, 0))
-        return self._ledger.never_forked(self.mains[number].pid, last, time.monotonic() - launched)
+        if not self._ledger.never_forked(self.mains[number].pid, last, time.monotonic() - launched):
+            return False
+        self._adopt()
+        group = self._groups.get(number)
+        return not self._heirs(number) and not (group and group.is_in_use())
 
     def left_of(self, number: int, strike: Callable[[list[Held]], object]) -> Pack:
         """Return, opened, all processes of a command, dead ones included, without reaping meanwhile.
@@ -179,11 +175,10 @@ class Family:
         """
         if number not in self._listed:
             began = time.monotonic()
-            alive = set(living(self.mains.values()))
+            # By descriptor: the pid of one that is reaped, and still hunted, may be another's.
+            dead = [each for each, main in self.mains.items() if is_dead(main.fd)]
             found = self._reader.numbers(self._guard_id)
-            self._listed.update(
-                (each, found.get(each, [])) for each, main in self.mains.items() if main.pid not in alive
-            )
+            self._listed.update((each, found.get(each, [])) for each in dead)
             ended = time.monotonic()
             self._rests_until = ended + min(ended - began, _LONGEST_REST)
         return self._reader.open(self._listed.pop(number, []), self._guard_id, number)

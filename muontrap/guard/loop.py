@@ -20,6 +20,7 @@ from muontrap.guard.fork_exec import ForkExec, failure
 from muontrap.guard.priority import raise_priority, restore_priority
 from muontrap.guard.spawn import Assumed, NotStarted, StepFailed, spawn
 from muontrap.kernel import process, signals, sockets
+from muontrap.kernel.spawn import Spawner
 from muontrap.logic.wire import Failed, Hello, decode
 
 TYPE_CHECKING = False
@@ -68,6 +69,7 @@ class Guard:
         self._wake_again = 0.0
         self._children_changed = False
         self._boosted = False
+        self._spawner = Spawner(environment)
         self._fork_exec = ForkExec()
         self._asker = asker
         self._placer = placer
@@ -284,7 +286,7 @@ class Guard:
                 self._children_changed = True  # a SIGCHLD may come while none is blocked
                 pid, pipe = self._fork_exec(launch, assumed)
             else:
-                pid = spawn(launch, assumed, self._files[0])
+                pid = spawn(self._spawner, launch, assumed, self._files[0])
         except NotStarted:
             pid, pipe = fork(launch, assumed, placed.group if placed else None)
         return self._hold(pid), pipe

@@ -11,13 +11,13 @@ import os
 import resource
 
 from muontrap.kernel.process import RLIMIT_LOCKS
-from muontrap.kernel.spawn import Spawner
 from muontrap.logic.steps import in_the_way
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from muontrap.kernel.spawn import Spawner
     from muontrap.logic.wire import Launch
 
     Limits = tuple[int, int]
@@ -110,10 +110,7 @@ class Assumed:
         return [self._copies.get(source, source) for source in self._sources]
 
 
-_spawner = Spawner()
-
-
-def spawn(launch: Launch, assumed: Assumed, most_files: int) -> int:
+def spawn(spawner: Spawner, launch: Launch, assumed: Assumed, most_files: int) -> int:
     """Start the command; return its pid when `execve` is done.
 
     `StepFailed` says what failed; then nothing is left.  glibc's `posix_spawn` knows no descriptors from
@@ -126,7 +123,7 @@ def spawn(launch: Launch, assumed: Assumed, most_files: int) -> int:
         try:
             return first_that_runs(
                 launch,
-                lambda path: _spawner(path, launch.argv, launch.env, places, session=bool(launch.session)),
+                lambda path: spawner(path, launch.argv, launch.env, places, session=bool(launch.session)),
             )
         except OSError as error:
             raise StepFailed(error.errno or 0, "execve") from error

@@ -34,7 +34,7 @@ from muontrap.logic.command import PIPE, Command, check_seconds
 from muontrap.logic.escalation import KILL_MODES
 from muontrap.logic.steps import can_spawn, in_order
 from muontrap.logic.window import CAP_POLICIES
-from muontrap.logic.wire import Launch
+from muontrap.logic.wire import RECORD_BYTES, Launch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -241,7 +241,10 @@ class Launcher:
             launch.announce = int(announce)
             if placing:
                 link.bases.update(map(os.path.dirname, placing.cgroup.paths.values()))
-            channel = link.request(launch, [directory, *streams.sources.values()])
+            payload = launch.encode()
+            if len(payload) > RECORD_BYTES:
+                raise self._refused(errno.E2BIG)
+            channel = link.request(payload, [directory, *streams.sources.values()])
             if announce:
                 streams.pipes.open_files(command, sinks)
             elif not command.inactivity_timeout:

@@ -25,7 +25,7 @@ from muontrap.host.situation import Situation, environment
 from muontrap.kernel.process import pidfd_open, pidfd_send_signal
 from muontrap.kernel.sockets import Truncated, receive
 from muontrap.logic.tags import NARROW, WIDE
-from muontrap.logic.wire import MARKER, Hello, Launch, decode, packets
+from muontrap.logic.wire import MARKER, Hello, decode, packets
 
 # A guard starts in 20 to 40 ms; on a machine that swaps, this is still not the time to give up.
 HANDSHAKE_BOUND = 20.0
@@ -91,32 +91,32 @@ class Link:
         """Tell whether this guard may launch for a host in that situation."""
         return self.is_whole() and (self.keep_privileges or situation.place == self.situation.place)
 
-    def request(self, launch: Launch, fds: list[int]) -> _socket.socket:
-        """Hand over a request, with descriptors of the directory and the launch's targets.
+    def request(self, payload: bytes, fds: list[int]) -> _socket.socket:
+        """Hand over an encoded `Launch`, with descriptors of the directory and the launch's targets.
 
         Returns:
             The socket that the guard answers on.
         """
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         try:
-            self._send(launch, ours, [theirs.fileno(), *fds])
-        except (BrokenPipeError, ConnectionResetError):
-            ours.close()
-            raise self.lost("a launch") from None
+            fds = [theirs.fileno(), *fds]
+            (data, first, after), *rest = packets(payload, len(fds))
+            try:
+                _send(self._requests, data, fds[first:after])
+            except (BrokenPipeError, ConnectionResetError):
+                raise self.lost("a launch") from None
+            theirs.close()  # or a guard that takes no more of it would be waited for
+            try:
+                for data, first, after in rest:
+                    _send(ours, data, fds[first:after])
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # why, is there to be read
         except BaseException:
             ours.close()
             raise
         finally:
             theirs.close()
         return ours
-
-    def _send(self, launch: Launch, status: _socket.socket, fds: list[int]) -> None:
-        channel: _socket.socket = self._requests
-        for data, first, after in packets(launch.encode(), len(fds)):
-            some = fds[first:after]
-            rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, pack(f"{len(some)}i", *some))
-            channel.sendmsg([data], [rights] if some else [])
-            channel = status
 
     def stale(self) -> StaleGuard:
         """Let no further launch have this guard; return what says so."""
@@ -198,6 +198,11 @@ class Link:
             return os.read(self._words, 65536).decode(errors="replace").strip()
         except BlockingIOError:
             return ""
+
+
+def _send(sock: _socket.socket, data: bytes, fds: list[int]) -> None:
+    rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, pack(f"{len(fds)}i", *fds))] if fds else []
+    sock.sendmsg([data], rights)
 
 
 class _Links:

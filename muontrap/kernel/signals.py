@@ -35,7 +35,7 @@ def open_signalfd(*signums: int) -> int:
 
 def set_of(signums: Iterable[int]) -> Any:
     """Return a set of signals as the C library takes it."""
-    signal_set = ffi.new("unsigned long[16]")
+    signal_set = ffi.new("uint64_t[16]")
     libc.sigemptyset(signal_set)
     for signum in signums:
         libc.sigaddset(signal_set, signum)

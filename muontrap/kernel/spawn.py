@@ -22,16 +22,20 @@ _OPAQUE = ffi.typeof("unsigned long[128]")
 
 
 class Spawner:
-    """Starts children in which no signal is blocked, ignored or handled; not for two threads at once."""
+    """Starts children in which no signal is blocked, ignored or handled; not for two threads at once.
 
-    def __init__(self) -> None:
+    Args:
+        usual_env: the environment that most of them get; not to be changed.
+    """
+
+    def __init__(self, usual_env: Mapping[bytes, bytes]) -> None:
+        self._usual_env = usual_env
+        self._usual_strings = _variables(usual_env)
         self._of_group = _attributes(libc.POSIX_SPAWN_SETPGROUP)
         self._of_session = _attributes(libc.POSIX_SPAWN_SETSID)
         self._actions: Any = ffi.new(_OPAQUE)
         _check(libc.posix_spawn_file_actions_init(self._actions))
         self._places: Sequence[tuple[int, int]] = ()
-        self._variables: Mapping[bytes, bytes] | None = None
-        self._env: Any = None
         self._pid: Any = ffi.new("int *")
 
     def __call__(
@@ -46,18 +50,16 @@ class Spawner:
         """Return the pid of a child whose `execve` is done, or raise its `OSError`.
 
         Args:
-            env: the whole environment; not to be changed afterwards.
+            env: the whole environment.
             places: (descriptor, the number that it has in the child) for each.
             session: whether it leads a session, or just a process group.
         """
         if places != self._places:
             self._place(places)
-        if env is not self._variables:
-            self._env = c_strings([b"%b=%b" % variable for variable in env.items()])
-            self._variables = env
+        strings = self._usual_strings if env is self._usual_env else _variables(env)
         attributes = self._of_session if session else self._of_group
         arguments = c_strings(argv)
-        _check(libc.posix_spawn(self._pid, path, self._actions, attributes, arguments[0], self._env[0]))
+        _check(libc.posix_spawn(self._pid, path, self._actions, attributes, arguments[0], strings[0]))
         pid: int = self._pid[0]
         return pid
 
@@ -68,6 +70,10 @@ class Spawner:
         for source, target in places:
             _check(libc.posix_spawn_file_actions_adddup2(self._actions, source, target))
         self._places = places
+
+
+def _variables(env: Mapping[bytes, bytes]) -> Any:
+    return c_strings([b"%b=%b" % variable for variable in env.items()])
 
 
 def _attributes(leads: int) -> Any:

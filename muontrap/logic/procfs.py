@@ -52,6 +52,7 @@ def privileges(text: bytes) -> list[bytes]:
     """Return the parts of /proc/PID/status that say what a process may do.
 
     Another status that has them all, as they stand there, is that of a process that may do the same.
+    `ProtocolError` for one that is not whole.
     """
     parts, part = [], b"\n"
     for line in text.split(b"\n"):
@@ -60,4 +61,8 @@ def privileges(text: bytes) -> list[bytes]:
         elif part != b"\n":
             parts.append(part)
             part = b"\n"
+    said = b"".join(parts)
+    # Only seccomp may be missing in a kernel; what is missing here would be the same for all.
+    if part != b"\n" or not all(b"\n" + label in said for label in _PRIVILEGES[:-1]):
+        raise ProtocolError("not a whole /proc/PID/status")
     return parts

@@ -173,9 +173,7 @@ class Launch(Record):
 class Placement(Record):
     """The cgroup of a command; all are absolute paths."""
 
-    directories: Sequence[
-        bytes
-    ]  # one in each hierarchy; "+" before one that has to be new, "=" before another
+    directories: Sequence[bytes]  # one in each hierarchy; "+" before a name that has to be new, else "="
     settings: Sequence[bytes]  # four for each: file, value, other file if the kernel lacks that, its value
     readings: Sequence[bytes]  # files to be read at the end
     oom_group: bytes  # directory of v1, of which an OOM kill has to take the whole command

@@ -37,6 +37,7 @@ FAILURES: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "equals-in-variable": (["/bin/true"], {"env": {"A=B": "c"}}),
     "argument-too-long": (["/bin/true", 200_000 * "x"], {}),
     "too-many-arguments": (["/bin/true", *(100 * [100_000 * "x"])], {}),
+    "more-arguments-than-a-request-has-room-for": (["/bin/true", *(700 * [100_000 * "x"])], {}),
     "environment-too-long": (["/bin/true"], {"env": {"A": 200_000 * "x"}}),
     "closed-descriptor": (["/bin/true"], {"stdout": 987}),
     "argument-is-no-string": (["/bin/echo", 1], {}),

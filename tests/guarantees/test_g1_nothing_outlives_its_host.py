@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -334,6 +333,7 @@ def test_nothing_is_left_where_no_mark_fits(arena: Arena, command: str) -> None:
 
 def execv_itself_host(*, line: list[str]) -> None:
     """Become another program that uses muontrap too, in the same process."""
+    import sys
 
     if "SECOND" not in os.environ:
         process = muontrap.Launcher(line, delay_to_sigkill=GRACE).launch()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 
 import pytest
@@ -49,6 +50,44 @@ def test_run_returns_with_all_output_and_nothing_left(arena: Arena, leaver: str)
     assert lines[0] == "before"
     assert lines[-1] == ("after 7" if leaver.startswith("daemon") else "after 0")
     assert answer["seconds"] < BOUND
+
+
+UNMARKED = """
+import os, resource, sys, time
+if not os.fork():
+    hard = resource.getrlimit(10)[1]
+    resource.setrlimit(10, (hard, hard))
+    if os.fork():
+        os._exit(0)
+    open(sys.argv[1], "w").close()
+    time.sleep(1000)
+os.wait()
+time.sleep(1000)
+"""
+
+
+def last_claimant_host(*, line: list[str]) -> None:
+    """One command leaves a daemon without a mark; the other starts at once, in the same clock tick."""
+    with muontrap.Launcher(line, delay_to_sigkill=0).launch() as leaver:
+        while not os.path.exists(line[-1]):
+            pass
+        with muontrap.Launcher(["cat"], stdin=muontrap.PIPE).launch() as other:
+            leaver.stop()
+            other.stdin.close()
+            other.wait()
+            say(ended=True)
+            hear()
+
+
+def test_the_last_that_a_daemon_without_a_mark_may_be_of_ends_with_it(arena: Arena) -> None:
+    for number in range(8):
+        line = [sys.executable, "-I", "-S", "-c", UNMARKED, str(arena.folder / str(number))]
+        started = arena.host(last_claimant_host, line=line)
+        started.hear()
+        arena.assert_left(own(arena, started))
+        started.order("end")
+        started.wait_end()
+        arena.wait_left(bound=BOUND)
 
 
 @pytest.mark.parametrize("leaver", LEAVERS)

@@ -23,6 +23,7 @@ from hostlib import (
     resource,
     say,
     subprocess,
+    threading,
 )  # fmt: skip
 
 WAYS: dict[str, dict[str, Any]] = {"spawn": {}, "fork": {"no_new_privs": True}}
@@ -204,6 +205,38 @@ def descriptor_limit_host(*, warm: bool, ours: dict[str, Any]) -> None:
         if found == ["returned"]:
             break
     hear()
+
+
+def guards_limit_host() -> None:
+    """Launch, in a thread, until the guard has no descriptor left."""
+    from muontrap.host import link
+
+    muontrap.start_guard()
+    assert link._links.current is not None
+    guard = link._links.current.hello.guard_pid
+    resource.prlimit(guard, resource.RLIMIT_NOFILE, (40, 40))
+    running: list[Any] = []
+    found: list[Any] = []
+
+    def launch_many() -> None:
+        while not found and len(running) < 40:
+            launched = kind(lambda: running.append(muontrap.Launcher(["sleep", "1000"]).launch()))
+            found.extend([] if launched == ["returned"] else [launched])
+
+    thread = threading.Thread(target=launch_many)
+    thread.start()
+    thread.join()
+    for process in running:
+        process.close()
+    again = kind(lambda: muontrap.run(["/bin/true"], check=True))
+    say(found=found[0][:2], again=again, same=link._links.current.hello.guard_pid == guard)
+    hear()
+
+
+def test_descriptor_limit_reached_in_the_guard(arena: Arena) -> None:
+    """Which needs one to read what a thread other than the first may do."""
+    answer = arena.host(guards_limit_host).hear()
+    assert answer == {"found": ["OSError", 24], "again": ["returned"], "same": True}
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -243,6 +243,8 @@ def changing_host(*, how: str) -> None:
     the host gets.
     """
     show = ["/bin/grep", "-E", "^(Uid|Gid|Groups|NoNewPrivs|CapEff):", "/proc/self/status"]
+    if how.endswith("-many"):  # /proc/PID/status is more than is read at once
+        os.setgroups(range(10**9, 10**9 + 1600))
     muontrap.run(["/bin/true"])
     if how == "seteuid":
         os.seteuid(NOBODY)
@@ -252,9 +254,9 @@ def changing_host(*, how: str) -> None:
         os.setresuid(NOBODY, NOBODY, NOBODY)
     elif how == "setegid":
         os.setegid(NOBODY)
-    elif how == "setgroups":
+    elif how.startswith("setgroups"):
         os.setgroups([4])
-    elif how == "no-new-privs":
+    elif how.startswith("no-new-privs"):
         import ctypes
 
         ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)
@@ -265,7 +267,13 @@ def changing_host(*, how: str) -> None:
     hear()
 
 
-@pytest.mark.parametrize("how", ["seteuid", "setresuid", "setegid", "setgroups", "no-new-privs"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        *("seteuid", "setresuid", "setegid", "setgroups", "no-new-privs"),
+        *("setgroups-after-many", "no-new-privs-with-many"),
+    ],
+)
 def test_a_host_that_dropped_privileges_cannot_use_those_of_its_old_guard(arena: Arena, how: str) -> None:
     answer = arena.host(changing_host, how=how, python=python_for_anybody()).hear()
     assert answer["ours"] == answer["theirs"]

@@ -11,6 +11,7 @@ import pytest
 
 from muontrap.kernel.spawn import Spawner
 
+USUAL = {b"PATH": os.environb[b"PATH"], b"WORD": b"one"}
 SHOW = [b"sh", b"-c", b'echo "$WORD $(ps -o pid=,pgid=,sid= -p $$)" >&5']
 
 
@@ -28,12 +29,11 @@ def shown(spawn: Spawner, env: dict[bytes, bytes], *, session: bool, target: int
 
 
 def test_each_has_what_it_is_given() -> None:
-    spawn = Spawner()
-    env = {b"PATH": os.environb[b"PATH"], b"WORD": b"one"}
-    assert shown(spawn, env, session=True) == ["one", "own", "own"]
-    assert shown(spawn, env, session=False) == ["one", "own", str(os.getsid(0))]
-    assert shown(spawn, env | {b"WORD": b"two"}, session=True, target=6) == ["two", "own", "own"]
-    assert shown(spawn, env, session=True) == ["one", "own", "own"]
+    spawn = Spawner(USUAL)
+    assert shown(spawn, USUAL, session=True) == ["one", "own", "own"]
+    assert shown(spawn, USUAL, session=False) == ["one", "own", str(os.getsid(0))]
+    assert shown(spawn, USUAL | {b"WORD": b"two"}, session=True, target=6) == ["two", "own", "own"]
+    assert shown(spawn, USUAL, session=True) == ["one", "own", "own"]
 
 
 def test_no_signal_is_blocked_or_ignored() -> None:
@@ -42,7 +42,7 @@ def test_no_signal_is_blocked_or_ignored() -> None:
     try:
         reading, writing = os.pipe2(os.O_CLOEXEC)
         argv = [b"grep", b"-E", b"^Sig(Blk|Ign)", b"/proc/self/status"]
-        pid = Spawner()(b"/bin/grep", argv, {}, [(writing, 1)], session=True)
+        pid = Spawner(USUAL)(b"/bin/grep", argv, {}, [(writing, 1)], session=True)
         os.close(writing)
         with open(reading) as output:
             sets = [int(line.split()[1], 16) for line in output]
@@ -60,7 +60,7 @@ def test_no_signal_is_blocked_or_ignored() -> None:
     [(b"/nonexistent", 0, errno.ENOENT), (b"/etc/passwd", 0, errno.EACCES), (b"/bin/true", 500, errno.EBADF)],
 )
 def test_an_error_is_that_of_the_call_and_of_no_other(path: bytes, source: int, code: int) -> None:
-    spawn = Spawner()
+    spawn = Spawner(USUAL)
     with pytest.raises(OSError, match=os.strerror(code)):
         spawn(path, [b"x"], {}, [(source, 9)], session=True)
     pid = spawn(b"/bin/true", [b"true"], {}, [(0, 9)], session=True)
@@ -68,7 +68,7 @@ def test_an_error_is_that_of_the_call_and_of_no_other(path: bytes, source: int, 
 
 
 def test_a_descriptor_above_the_limit_is_refused_and_changes_nothing() -> None:
-    spawn, limits = Spawner(), resource.getrlimit(resource.RLIMIT_NOFILE)
+    spawn, limits = Spawner(USUAL), resource.getrlimit(resource.RLIMIT_NOFILE)
     has_it = [b"sh", b"-c", b"test -e /proc/self/fd/9"]
     resource.setrlimit(resource.RLIMIT_NOFILE, (400, limits[1]))
     try:

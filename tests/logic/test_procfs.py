@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muontrap.errors import ProtocolError
-from muontrap.logic.procfs import parse_children, parse_last_pid, parse_soft_limit, parse_stat, privileges
+from muontrap.logic.procfs import (
+    parse_children,
+    parse_last_pid,
+    parse_soft_limit,
+    parse_stat,
+    parse_umask,
+    privileges,
+)
 
 PIDS = st.integers(1, 2**22)
 COMM = st.binary(max_size=15).map(lambda name: name.replace(b"\0", b"").replace(b"\n", b"\\n"))
@@ -133,3 +140,31 @@ def test_privileges_tell_nothing_else(other: int, name: str) -> None:
 def test_privileges_of_a_kernel_without_pid_namespaces() -> None:
     """<kernel>/fs/proc/array.c: CONFIG_PID_NS."""
     assert privileges(status(nstgid="", other=5)) == privileges(status(nstgid="", other=6))
+
+
+def test_of_a_status_that_is_cut_nothing_is_left_out_in_silence() -> None:
+    """But for seccomp, which a kernel may not have."""
+    whole = privileges(status())
+    for size in range(len(status())):
+        try:
+            parts = privileges(status()[:size])
+        except ProtocolError:
+            continue
+        assert parts[:-1] == whole[:-1]
+        assert parts[-1] in (whole[-1], whole[-1].partition(b"Seccomp:")[0])
+
+
+@pytest.mark.parametrize("label", [b"Uid", b"Gid", b"Groups", b"Cap", b"NoNewPrivs"])
+def test_a_status_without_one_of_them_is_none(label: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        privileges(b"\n".join(line for line in status().split(b"\n") if not line.startswith(label)))
+
+
+@given(umask=st.integers(0, 0o777))
+def test_umask(umask: int) -> None:
+    assert parse_umask(status().replace(b"0022", b"%04o" % umask)) == umask
+
+
+def test_the_umask_of_one_that_is_exiting() -> None:
+    with pytest.raises(ProtocolError):
+        parse_umask(b"Name:\tx\nState:\tZ (zombie)\n")
