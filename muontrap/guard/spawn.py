@@ -84,7 +84,7 @@ class Assumed:
                 resource.setrlimit(RLIMIT_LOCKS, (self._tag, self._locks[1]))
             if self._files[0] != self._files[1]:
                 resource.setrlimit(resource.RLIMIT_NOFILE, self._files)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, OverflowError) as error:
             self.__exit__()
             raise StepFailed(getattr(error, "errno", None) or errno.EINVAL, step) from error
         return moved
@@ -125,8 +125,8 @@ def spawn(spawner: Spawner, launch: Launch, assumed: Assumed, most_files: int) -
                 launch,
                 lambda path: spawner(path, launch.argv, launch.env, places, session=bool(launch.session)),
             )
-        except OSError as error:
-            raise StepFailed(error.errno or 0, "execve") from error
+        except (OSError, OverflowError) as error:
+            raise StepFailed(getattr(error, "errno", None) or errno.EINVAL, "execve") from error
 
 
 def first_that_runs(launch: Launch, execute: Callable[[bytes], int]) -> int:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from muontrap.host.status import Status
     from muontrap.host.streams import Pipes
     from muontrap.logic.command import Command
-    from muontrap.logic.window import Cap, Inactivity
+    from muontrap.logic.window import Cap
 
     class Sink(Protocol):
         """Where a stream's bytes go; one that has returned has handled them."""
@@ -39,7 +39,6 @@ class Exchange:
     _is_stopped = False
     _is_too_late = False
     _input: memoryview | None = None
-    _patience: Inactivity | None = None
 
     def __init__(
         self,
@@ -65,8 +64,7 @@ class Exchange:
                 self._kept[target] = kept = io.BytesIO()
                 self._open[fd] = kept.write
         self._size = min(pipes.window, CHUNK) if sinks else CHUNK  # what is kept is handled when it is read
-        if command.inactivity_timeout and self._open:
-            self._patience = command.patience(time.monotonic())
+        self._patience = command.patience(time.monotonic()) if self._open else None
 
     def feed(self, data: Any) -> None:
         """Take what to write, the first time; no data close the command's stdin."""

@@ -226,17 +226,26 @@ def guards_limit_host() -> None:
     thread = threading.Thread(target=launch_many)
     thread.start()
     thread.join()
+    passed = [os.open("/dev/null", os.O_RDONLY) for _ in range(20)]
+    long = muontrap.Launcher(["true", *10 * [100_000 * "x"]], pass_fds=passed)
+    in_parts = kind(long.launch)
     for process in running:
         process.close()
     again = kind(lambda: muontrap.run(["/bin/true"], check=True))
-    say(found=found[0][:2], again=again, same=link._links.current.hello.guard_pid == guard)
+    say(
+        found=found[0][:2],
+        in_parts=in_parts[:2],
+        again=again,
+        same=link._links.current.hello.guard_pid == guard,
+    )
     hear()
 
 
 def test_descriptor_limit_reached_in_the_guard(arena: Arena) -> None:
-    """Which needs one to read what a thread other than the first may do."""
+    """It needs one to read what a thread other than the first may do, and some for a request in parts."""
     answer = arena.host(guards_limit_host).hear()
-    assert answer == {"found": ["OSError", 24], "again": ["returned"], "same": True}
+    refused = ["OSError", 24]
+    assert answer == {"found": refused, "in_parts": refused, "again": ["returned"], "same": True}
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -21,7 +21,8 @@ def launch(**changes: object) -> bytes:
         "candidates": [b"/bin/true"], "argv": [b"true"], "env": {}, "steps": [],
         "targets": [], "cgroup": b"",
     }  # fmt: skip
-    return packets(Launch(**{**values, **changes}).encode(), 2)[0][0]
+    record = Launch(**{**values, **changes})
+    return packets(record.encode(), 2 if record.targets == [1] else 2 + len(record.targets))[0][0]
 
 
 WRONG_PLACEMENTS: list[dict[str, object]] = [
@@ -48,7 +49,7 @@ def answer_to(data: bytes) -> Record:
     folder = os.open("/", os.O_PATH)
     with ours, theirs:
         count = struct.unpack_from("<II", data)[1] if len(data) >= 8 else 1
-        fds = [theirs.fileno(), folder][:count]
+        fds = [theirs.fileno(), folder, folder][:count]
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))
         guard._requests.sendmsg([data], [rights])
         os.close(folder)
@@ -85,3 +86,13 @@ def test_an_id_that_is_none_is_refused(uid: tuple[int, ...]) -> None:
     answer = answer_to(launch(steps=[("setresuid", uid)], thread=os.getpid()))
     assert isinstance(answer, Failed)
     assert answer.step == b"setresuid"
+
+
+@pytest.mark.parametrize(
+    ("change", "step"), [({"umask": 2**40}, b"umask"), ({"targets": [2**40]}, b"execve")], ids=str
+)
+def test_a_number_that_is_too_large_is_refused(change: dict[str, object], step: bytes) -> None:
+    """The host never sends one."""
+    answer = answer_to(launch(thread=os.getpid(), **change))
+    assert isinstance(answer, Failed)
+    assert (answer.errno, answer.step) == (errno.EINVAL, step)
