@@ -244,11 +244,18 @@ def out_of_memory(
         return ""
     if after.memory_events_local is None:
         # v1 has no counter of "oom"; and without the local file, v2's is the next best.
-        return "limit" if gained("memory_events", "oom") or gained("memory_events", "max") else "outside"
+        met = gained("memory_events", "oom") or gained("memory_events", "max")
+        return "limit" if met or (_is_at_limit(after) and not _is_at_limit(before)) else "outside"
     if gained("memory_events_local", "oom"):
         return "limit"
     below = gained("memory_events", "oom") and not gained("memory_events_local", "oom_kill")
     return "" if below else "outside"
+
+
+def _is_at_limit(figures: CgroupStatistics | None) -> bool:
+    """Tell whether memory was at its limit, of which v1 may not have counted anything (F44)."""
+    peak, limit = (figures.memory_peak, figures.memory_limit) if figures else (None, None)
+    return peak is not None and limit is not None and peak >= limit
 
 
 def _parsed(files: Mapping[str, bytes], name: str, parse: Callable[[bytes, str], T]) -> T | None:

@@ -241,6 +241,10 @@ def events(*, oom: int = 0, kill: int = 0, local_oom: int = 0, local_kill: int =
     )
 
 
+def peak(size: int) -> dict[str, bytes]:
+    return {"memory.max_usage_in_bytes": b"%d\n" % size, "memory.limit_in_bytes": b"4096\n"}
+
+
 @pytest.mark.parametrize(
     ("statistics", "verdict"),
     [
@@ -260,6 +264,8 @@ def events(*, oom: int = 0, kill: int = 0, local_oom: int = 0, local_kill: int =
         (v1({"memory.oom_control": b"oom_kill 1\n", "memory.memsw.failcnt": b"7\n"}), "limit"),
         (v1({"memory.oom_control": b"oom_kill 1\n", "memory.failcnt": b"0\n"}), "outside"),
         (v1({"memory.oom_control": b"oom_kill 1\n"}), "outside"),
+        (v1({"memory.oom_control": b"oom_kill 1\n", "memory.failcnt": b"0\n"} | peak(4096)), "limit"),
+        (v1({"memory.oom_control": b"oom_kill 1\n", "memory.failcnt": b"0\n"} | peak(4095)), "outside"),
     ],
 )
 def test_out_of_memory(statistics: CgroupStatistics, verdict: str) -> None:
@@ -272,4 +278,10 @@ def test_out_of_memory_since() -> None:
     before = events(oom=2, kill=2, local_oom=2, local_kill=2)
     after = events(oom=2, kill=3, local_oom=2, local_kill=3)
     assert out_of_memory(after) == "limit"
+    assert out_of_memory(after, before) == "outside"
+
+
+def test_out_of_memory_of_a_group_that_was_at_its_limit_before() -> None:
+    before = v1({"memory.oom_control": b"oom_kill 1\n", "memory.failcnt": b"0\n"} | peak(4096))
+    after = v1({"memory.oom_control": b"oom_kill 2\n", "memory.failcnt": b"0\n"} | peak(4096))
     assert out_of_memory(after, before) == "outside"
