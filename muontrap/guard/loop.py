@@ -104,8 +104,9 @@ class Guard:
     def run(self) -> None:
         """Serve until the host is gone and nothing is left of any command."""
         while self._commands or not self._host_gone:
-            self._handlers.update(self._new_handlers)
-            self._new_handlers.clear()
+            if self._new_handlers:
+                self._handlers.update(self._new_handlers)
+                self._new_handlers.clear()
             for fd, _ in self._epoll.poll(self._timeout()):
                 handler = self._handlers.get(fd)
                 if handler:
@@ -165,6 +166,7 @@ class Guard:
         if not self._children_changed:
             self._children_changed = True
             signals.drain(self._signals)
+            self._family.note_change()
 
     def _listen(self, fd: int, handler: Callable[[], None]) -> None:
         self._epoll.register(fd, select.EPOLLIN)
@@ -283,7 +285,7 @@ class Guard:
             if not launch.spawn:
                 raise NotStarted
             if launch.steps:
-                self._children_changed = True  # a SIGCHLD may come while none is blocked
+                self._child_changed()  # a SIGCHLD may come while none is blocked
                 pid, pipe = self._fork_exec(launch, assumed)
             else:
                 pid = spawn(self._spawner, launch, assumed, self._files[0])
@@ -348,9 +350,9 @@ class Guard:
         self._executed(command)
         if command.is_gone:
             return
-        command.main_exited(time.monotonic())  # first of all, for that may be what the host waits for
-        self._ignore(command.main.fd)
         self._child_changed()  # its SIGCHLD is there by now: no need to wake up for it
+        command.main_exited(time.monotonic())  # and then at once, for that may be what the host waits for
+        self._ignore(command.main.fd)
         if command.is_gone:
             self._forget(command)
         else:
