@@ -142,7 +142,6 @@ LEAVERS: dict[str, Maker] = {
     "pid-namespace": pid_namespace("exit"),
     "traced-child": _plain("traced_child.py", "exit"),
     "clone-parent": _plain("clone_parent.py", "exit"),
-    "hidden-pid": _plain("hidden_pid.py"),
     "unmarked-daemon": _plain("shed_mark.py", "exit"),
     "unmarked-chain": _plain("shed_mark.py", "exit", "chain"),
     "nginx": nginx("exit"),

@@ -1,10 +1,8 @@
-"""Leaves a daemon, and sets the pid allocated last back to its own, as programs that restore processes
-do: by the order of pids it has never forked.  Without the right to do so it just leaves the daemon.
-With "say" it says the daemon's pid.
+"""Leaves a daemon, whose pid it says, and sets the pid allocated last back to its own, as programs that
+restore processes do: by the order of pids it has never forked.
 """
 
 import os
-import sys
 
 from ready import pause_for_ever, ready
 
@@ -16,11 +14,7 @@ if not child:
     pause_for_ever()
 os.read(read_end, 1)
 ready()
-if "say" in sys.argv:
-    print(child, flush=True)
-try:
-    with open("/proc/sys/kernel/ns_last_pid", "w") as file:
-        file.write(str(os.getpid()))
-except PermissionError:
-    pass
+print(child, flush=True)
+with open("/proc/sys/kernel/ns_last_pid", "w") as file:
+    file.write(str(os.getpid()))
 os._exit(0)
