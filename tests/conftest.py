@@ -17,7 +17,7 @@ from arena import Arena, CgroupLedger
 # Under nohup(1) it would be ignored by whatever the tests start.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-MANY = 6
+MANY = 6  # variants of a test
 _measured: list[tuple[str, float]] = []
 
 

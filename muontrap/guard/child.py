@@ -82,7 +82,7 @@ def _plan(launch: Launch, sources: Sequence[int], entrances: Entrances, group: G
     places = list(zip(sources, launch.targets, strict=True))
     steps = in_order([*launch.steps, ("descriptors", ())])
     argv = process.c_strings(launch.argv)
-    env = process.c_strings([b"%b=%b" % variable for variable in launch.env.items()])
+    env = process.c_strings(process.variables(launch.env))
     # Its locks are the guard's.
     locks: list[Action] = [("join", group.close, ())] if group else []
     todo = [(name, special.get(name) or _PERFORM[name], numbers) for name, numbers in steps]

@@ -289,6 +289,8 @@ class Command:
     def _report(self, now: float) -> None:
         """Reap the main process, tell the host how it all ended, and let go of the host."""
         pid, status, usage = os.wait4(self.main.pid, os.WNOHANG)
+        # The kernel begins a child's peak with the guard's: one that is not more can't be told from it.
+        is_its_own = usage.ru_maxrss > resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         left = self._alive if pid or self._exited else self._alive | {self.main.pid}
         self._give_terminal(to_command=False)
         ended = Ended(
@@ -297,7 +299,7 @@ class Command:
             wall=now - self.launched,
             user=usage.ru_utime,
             system=usage.ru_stime,
-            max_rss=_own_peak.told_from(usage.ru_maxrss),
+            max_rss=usage.ru_maxrss if is_its_own else -1,
             minor_faults=usage.ru_minflt,
             major_faults=usage.ru_majflt,
             blocks_read=usage.ru_inblock,
@@ -342,18 +344,3 @@ def _is_stuck(pid: int) -> bool:
     """Tell whether SIGKILL can't reach a process now; one that just gets no CPU will die of it yet."""
     seen = stat(pid)
     return seen is not None and seen[0] in "DZ"
-
-
-class _OwnPeak:
-    """The guard's own peak memory in KiB, which the kernel begins a child's with."""
-
-    _known = 0
-
-    def told_from(self, peak: int) -> int:
-        """Return a command's peak, -1 where that is not more than the guard's."""
-        if peak > self._known:
-            self._known = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if peak > self._known else -1
-
-
-_own_peak = _OwnPeak()

@@ -15,6 +15,7 @@ import sys
 from muontrap.guard.spawn import NotStarted, StepFailed
 from muontrap.kernel import signals
 from muontrap.kernel.identity import drops_for_good
+from muontrap.kernel.process import variables
 from muontrap.logic.wire import Failed
 
 TYPE_CHECKING = False
@@ -117,10 +118,9 @@ def _arguments(launch: Launch, sources: Sequence[int], pipe: tuple[int, int]) ->
     stdin, stdout, stderr = (streams.get(target, -1) for target in range(3))
     (gid,), (uid,) = steps.get("setresgid", (None,)), steps.get("setresuid", (None,))
     groups = list(steps["setgroups"]) if "setgroups" in steps else None
-    env = [b"%b=%b" % variable for variable in launch.env.items()]
     return (
-        launch.argv, launch.candidates, False, (), None, env, stdin, -1, -1, stdout, -1, stderr, *pipe,
-        False, True, *_GROUP, gid, groups, uid, -1, None, *_VFORK,
+        launch.argv, launch.candidates, False, (), None, variables(launch.env), stdin, -1, -1, stdout, -1, stderr,
+        *pipe, False, True, *_GROUP, gid, groups, uid, -1, None, *_VFORK,
     )  # fmt: skip
 
 

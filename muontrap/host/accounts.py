@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from muontrap.logic.steps import Step
 
 
-# The options that it comes from.
-IDENTITY = frozenset(("user", "group", "extra_groups"))
+_OPTIONS = frozenset(("user", "group", "extra_groups"))
 
 
 class Identity:
@@ -27,7 +26,7 @@ class Identity:
     variables: Mapping[bytes, bytes] = {}
 
     def __init__(self, command: Command) -> None:
-        if not IDENTITY.isdisjoint(vars(command)):
+        if not _OPTIONS.isdisjoint(vars(command)):
             self._look_up(command)
 
     def _look_up(self, command: Command) -> None:

@@ -22,7 +22,7 @@ import time
 from importlib import import_module
 
 from muontrap.errors import ContainmentError
-from muontrap.host.accounts import IDENTITY, Identity
+from muontrap.host.accounts import Identity
 from muontrap.host.link import StaleGuard, link_for
 from muontrap.host.paths import candidates, is_local
 from muontrap.host.process import Process, layers
@@ -57,8 +57,6 @@ if TYPE_CHECKING:
 
 # Options that are a step with that number.
 _NUMBERS = ("nice", "oom_score_adj", "pdeathsig")
-# All options that are steps, whatever the situation.
-_STEPS = IDENTITY.union(_NUMBERS, ("foreground", "cpu_affinity", "no_new_privs"))
 
 
 class Launcher:
@@ -190,11 +188,8 @@ class Launcher:
             cap = _sinks().cap(command, max_output, max_output_policy)
 
         def run(command: Command) -> CompletedProcess:
-            process = self._launch(command, announce=False)
-            try:
+            with self._launch(command, announce=False) as process:
                 return process.run_to_end(input, deadline, timeout, sinks=sinks, cap=cap)
-            finally:
-                process.close()
 
         result = _as_possible(command, run)
         if check:
@@ -319,8 +314,6 @@ class Launcher:
         """Return what the options ask for."""
         command = self._command
         given = vars(command)
-        if _STEPS.isdisjoint(given):  # as it is with most
-            return []
         steps: list[Step] = [("foreground", (streams.terminal(),))] if command.foreground else []
         steps += [(name, (given[name],)) for name in _NUMBERS if given.get(name) is not None]
         if command.cpu_affinity is not None:

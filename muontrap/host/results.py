@@ -137,14 +137,9 @@ class CompletedProcess(subprocess.CompletedProcess["Any"]):
     @property
     def usage(self) -> Usage:
         """What the command used."""
-        ended = self._ended
-        return Usage(
-            wall=ended.wall,
-            user=ended.user,
-            system=ended.system,
-            max_rss=ended.max_rss * 1024 if ended.max_rss >= 0 else None,
-            **{name: getattr(ended, name) for name in _COUNTS},
-        )
+        figures = {name: getattr(self._ended, name) for name in Usage.__annotations__}
+        peak = self._ended.max_rss
+        return Usage(**(figures | {"max_rss": peak * 1024 if peak >= 0 else None}))
 
     @property
     def explanation(self) -> str:
@@ -213,14 +208,6 @@ class TimeoutExpired(subprocess.TimeoutExpired):
 
 _SIGKILL = 9
 _OUTPUT = {"inactivity": "no output for inactivity_timeout", "max-output": "more output than max_output"}
-_COUNTS = (
-    "minor_faults",
-    "major_faults",
-    "blocks_read",
-    "blocks_written",
-    "voluntary_switches",
-    "involuntary_switches",
-)
 
 
 def _returncode(status: int) -> int | None:

@@ -11,7 +11,7 @@ from muontrap.kernel.abi import check, libc, syscall
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
 RLIMIT_LOCKS = libc.RLIMIT_LOCKS
@@ -127,6 +127,11 @@ def get_soft_limit(pid: int, resource: int) -> int | None:
 def set_limit(resource: int, soft: int, hard: int) -> None:
     """Set a limit of the calling process. See prlimit(2)."""
     check(_prlimit(0, resource, ffi.new("struct rlimit64 *", (soft, hard)), ffi.NULL), "prlimit")
+
+
+def variables(env: Mapping[bytes, bytes]) -> list[bytes]:
+    """Return an environment as the strings that execve(2) takes."""
+    return [b"%b=%b" % variable for variable in env.items()]
 
 
 def c_strings(strings: Sequence[bytes]) -> Any:

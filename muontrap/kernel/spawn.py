@@ -10,7 +10,7 @@ import os
 from muontrap.kernel import signals
 from muontrap.kernel._generated_ffi import ffi
 from muontrap.kernel.abi import libc
-from muontrap.kernel.process import c_strings
+from muontrap.kernel.process import c_strings, variables
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Spawner:
 
     def __init__(self, usual_env: Mapping[bytes, bytes]) -> None:
         self._usual_env = usual_env
-        self._usual_strings = _variables(usual_env)
+        self._usual_strings = c_strings(variables(usual_env))
         self._of_group = _attributes(libc.POSIX_SPAWN_SETPGROUP)
         self._of_session = _attributes(libc.POSIX_SPAWN_SETSID)
         self._actions: Any = ffi.new(_OPAQUE)
@@ -56,7 +56,7 @@ class Spawner:
         """
         if places != self._places:
             self._place(places)
-        strings = self._usual_strings if env is self._usual_env else _variables(env)
+        strings = self._usual_strings if env is self._usual_env else c_strings(variables(env))
         attributes = self._of_session if session else self._of_group
         arguments = c_strings(argv)
         _check(libc.posix_spawn(self._pid, path, self._actions, attributes, arguments[0], strings[0]))
@@ -70,10 +70,6 @@ class Spawner:
         for source, target in places:
             _check(libc.posix_spawn_file_actions_adddup2(self._actions, source, target))
         self._places = places
-
-
-def _variables(env: Mapping[bytes, bytes]) -> Any:
-    return c_strings([b"%b=%b" % variable for variable in env.items()])
 
 
 def _attributes(leads: int) -> Any:

@@ -14,15 +14,14 @@ from muontrap.host import link
 from muontrap.logic.wire import Failed, Launch, Placement, Record, Started, decode, packets
 
 
-def launch(**changes: object) -> bytes:
+def launch(fd_count: int = 2, **changes: object) -> bytes:
     values = {
         "spawn": 1, "announce": 1, "thread": 1, "inherits": 0, "session": 1, "umask": 18, "kill_mode": 0,
         "delay_to_sigkill": 0.0, "stop_signal": 15,
         "candidates": [b"/bin/true"], "argv": [b"true"], "env": {}, "steps": [],
         "targets": [], "cgroup": b"",
     }  # fmt: skip
-    record = Launch(**{**values, **changes})
-    return packets(record.encode(), 2 if record.targets == [1] else 2 + len(record.targets))[0][0]
+    return packets(Launch(**{**values, **changes}).encode(), fd_count)[0][0]
 
 
 WRONG_PLACEMENTS: list[dict[str, object]] = [
@@ -89,10 +88,15 @@ def test_an_id_that_is_none_is_refused(uid: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "step"), [({"umask": 2**40}, b"umask"), ({"targets": [2**40]}, b"execve")], ids=str
+    ("data", "step"),
+    [
+        (launch(thread=os.getpid(), umask=2**40), b"umask"),
+        (launch(thread=os.getpid(), targets=[2**40], fd_count=3), b"execve"),
+    ],
+    ids=["umask", "target"],
 )
-def test_a_number_that_is_too_large_is_refused(change: dict[str, object], step: bytes) -> None:
+def test_a_number_that_is_too_large_is_refused(data: bytes, step: bytes) -> None:
     """The host never sends one."""
-    answer = answer_to(launch(thread=os.getpid(), **change))
+    answer = answer_to(data)
     assert isinstance(answer, Failed)
     assert (answer.errno, answer.step) == (errno.EINVAL, step)
