@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 import pytest
-from arena import Arena, read_stat, status_of
+from arena import BOUND, Arena, read_stat, status_of
 from hostlib import contextlib, hear, muontrap, names_of_threads, open_fds, say
 
 FULL = bool(os.environ.get("MUONTRAP_FULL"))
@@ -80,3 +81,20 @@ def test_launches_leave_nothing_behind(arena: Arena, way: str) -> None:
     for pid, (counts, size) in before.items():
         assert state(pid) == counts
         assert memory(pid) - size < GROWTH * 1024, f"{pid} grew from {size} to {memory(pid)} KiB"
+
+
+def lasting_host(*, line: list[str]) -> None:
+    with muontrap.Launcher(line).launch():
+        hear()
+
+
+def test_orphans_that_die_while_their_command_runs_are_reaped(arena: Arena) -> None:
+    """Each is adopted by the guard, and is its zombie until then."""
+    script = (
+        f"for i in 1 2 3 4 5 6 7 8 9; do (sleep 0.0$i &); done; echo ready >{arena.ready}; exec sleep 1000"
+    )
+    arena.host(lasting_host, line=["/bin/sh", "-c", script])
+    arena.wait_ready()
+    guard, deadline = arena.the("muontrap-guard"), time.monotonic() + BOUND
+    while state(guard)["children"] != 1:
+        assert time.monotonic() < deadline, state(guard)

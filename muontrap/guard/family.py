@@ -49,7 +49,6 @@ class Family:
         self._orphans: dict[int, Orphan] = {}
         self._starts: dict[int, int] = {}
         self._released: set[int] = set()
-        self._is_listed = False  # whether the children were listed since the last change
         self.mains: dict[int, Held] = {}
         # number -> pids with its tag, listed after its main process had died; to be used once
         self._listed: dict[int, list[int]] = {}
@@ -95,14 +94,9 @@ class Family:
         if self._orphans:
             self.reap()
 
-    def note_change(self) -> None:
-        """A child has died: those that are known are not all that `reap` has to look at."""
-        self._is_listed = False
-
     def reap(self) -> None:
         """Reap orphans that have died, and kill those that belong to nobody."""
-        if not self._is_listed:
-            self._adopt()
+        self._adopt()
         for pid in list(self._orphans):
             if os.waitpid(pid, os.WNOHANG)[0]:
                 del self._orphans[pid]
@@ -192,7 +186,6 @@ class Family:
     def _adopt(self) -> None:
         """Take in children that are new.  The list is exact: only this thread reaps."""
         listed = children(self._pid) if self._children is None else read_children(self._children)
-        self._is_listed = True
         new = set(listed) - self._orphans.keys()
         if new:
             new -= {main.pid for main in self.mains.values()}

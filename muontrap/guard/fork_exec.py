@@ -119,8 +119,8 @@ def _arguments(launch: Launch, sources: Sequence[int], pipe: tuple[int, int]) ->
     (gid,), (uid,) = steps.get("setresgid", (None,)), steps.get("setresuid", (None,))
     groups = list(steps["setgroups"]) if "setgroups" in steps else None
     return (
-        launch.argv, launch.candidates, False, (), None, variables(launch.env), stdin, -1, -1, stdout, -1, stderr,
-        *pipe, False, True, *_GROUP, gid, groups, uid, -1, None, *_VFORK,
+        launch.argv, launch.candidates, False, (), None, variables(launch.env),
+        stdin, -1, -1, stdout, -1, stderr, *pipe, False, True, *_GROUP, gid, groups, uid, -1, None, *_VFORK,
     )  # fmt: skip
 
 

@@ -166,7 +166,6 @@ class Guard:
         if not self._children_changed:
             self._children_changed = True
             signals.drain(self._signals)
-            self._family.note_change()
 
     def _listen(self, fd: int, handler: Callable[[], None]) -> None:
         self._epoll.register(fd, select.EPOLLIN)
@@ -285,7 +284,7 @@ class Guard:
             if not launch.spawn:
                 raise NotStarted
             if launch.steps:
-                self._child_changed()  # a SIGCHLD may come while none is blocked
+                self._children_changed = True  # a SIGCHLD may come while none is blocked
                 pid, pipe = self._fork_exec(launch, assumed)
             else:
                 pid = spawn(self._spawner, launch, assumed, self._files[0])
@@ -350,9 +349,9 @@ class Guard:
         self._executed(command)
         if command.is_gone:
             return
-        self._child_changed()  # its SIGCHLD is there by now: no need to wake up for it
-        command.main_exited(time.monotonic())  # and then at once, for that may be what the host waits for
+        command.main_exited(time.monotonic())  # first of all, for that may be what the host waits for
         self._ignore(command.main.fd)
+        self._child_changed()  # its SIGCHLD is there by now: no need to wake up for it
         if command.is_gone:
             self._forget(command)
         else:
