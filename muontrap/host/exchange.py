@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from muontrap.host.status import Status
     from muontrap.host.streams import Pipes
     from muontrap.logic.command import Command
-    from muontrap.logic.window import Cap
+    from muontrap.logic.window import Cap, Inactivity
 
     class Sink(Protocol):
         """Where a stream's bytes go; one that has returned has handled them."""
@@ -39,6 +39,7 @@ class Exchange:
     _is_stopped = False
     _is_too_late = False
     _input: memoryview | None = None
+    _patience: Inactivity | None = None
 
     def __init__(
         self,
@@ -55,8 +56,9 @@ class Exchange:
         self._sinks: dict[int, Sink] = sinks or {}
         self._kept: dict[int, io.BytesIO] = {}  # by target: what has no sink, and is returned
         self._open: dict[int, Callable[[bytes], object]] = {}  # by descriptor: what takes the bytes
-        for target, fd in enumerate(pipes.fds):
-            if fd is None or target == 0:
+        for target in (1, 2):
+            fd = pipes.fds[target]
+            if fd is None:
                 continue
             if target in self._sinks:
                 self._open[fd] = self._sinks[target].take
@@ -64,7 +66,8 @@ class Exchange:
                 self._kept[target] = kept = io.BytesIO()
                 self._open[fd] = kept.write
         self._size = min(pipes.window, CHUNK) if sinks else CHUNK  # what is kept is handled when it is read
-        self._patience = command.patience(time.monotonic()) if self._open else None
+        if self._open and command.inactivity_timeout:
+            self._patience = command.patience(time.monotonic())
 
     def feed(self, data: Any) -> None:
         """Take what to write, the first time; no data close the command's stdin."""

@@ -23,6 +23,7 @@ from importlib import import_module
 
 from muontrap.errors import ContainmentError
 from muontrap.host.accounts import Identity
+from muontrap.host.completion import Completion
 from muontrap.host.link import StaleGuard, link_for
 from muontrap.host.paths import candidates, is_local
 from muontrap.host.process import Process, layers
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from muontrap.host.exchange import Sink
     from muontrap.host.link import Link
     from muontrap.host.sinks import Into
+    from muontrap.host.streams import Pipes
     from muontrap.logic.command import Args, Options
     from muontrap.logic.steps import Step
     from muontrap.logic.window import CapPolicy
@@ -126,7 +128,7 @@ class Launcher:
             )
 
         def start(command: Command) -> Process:
-            process = self._launch(command, announce=True, sinks=sinks)
+            process = Process(*self._launch(command, announce=True, sinks=sinks))
             try:
                 process.wait_started(timeout)
                 if sinks:
@@ -141,7 +143,7 @@ class Launcher:
     def begin(self, *, without_cgroup: bool = False) -> Process:
         """Ask for the command, and return before it runs. For supervisors, whose loop hears the guard."""
         command = self._command.but(cgroup=False) if without_cgroup else self._command
-        return self._launch(command, announce=True, sinks=(1,))
+        return Process(*self._launch(command, announce=True, sinks=(1,)))
 
     def run(
         self,
@@ -188,8 +190,15 @@ class Launcher:
             cap = _sinks().cap(command, max_output, max_output_policy)
 
         def run(command: Command) -> CompletedProcess:
-            with self._launch(command, announce=False) as process:
-                return process.run_to_end(input, deadline, timeout, sinks=sinks, cap=cap)
+            _, pipes, status = launched = self._launch(command, announce=False)
+            try:
+                result = Completion(*launched, sinks, cap).run(input, deadline, timeout)
+            except BaseException:
+                with Process(*launched):
+                    raise
+            pipes.close()
+            status.close()
+            return result
 
         result = _as_possible(command, run)
         if check:
@@ -218,8 +227,10 @@ class Launcher:
             streams.update(stdout=PIPE, stderr=PIPE)
         return self._command.but(**streams) if streams else self._command
 
-    def _launch(self, command: Command, *, announce: bool, sinks: Container[int] = ()) -> Process:
-        """Ask the guard for the command; the process has a pid when the guard has announced it."""
+    def _launch(
+        self, command: Command, *, announce: bool, sinks: Container[int] = ()
+    ) -> tuple[Command, Pipes, Status]:
+        """Ask the guard for the command; the status has a pid when the guard has announced it."""
         if command.inactivity_timeout and PIPE not in (command.stdout, command.stderr):
             raise ValueError("inactivity_timeout needs stdout or stderr to be PIPE")
         directory = self._open_directory()
@@ -244,7 +255,7 @@ class Launcher:
                 streams.pipes.open_files(command, sinks)
             elif not command.inactivity_timeout:
                 streams.keep_outputs_open()
-            return Process(command, Status(command, link, channel, placing), streams.pipes)
+            return command, streams.pipes, Status(command, link, channel, placing)
         except BaseException:
             streams.pipes.close()
             raise

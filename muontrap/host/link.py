@@ -27,6 +27,10 @@ from muontrap.kernel.sockets import Truncated, receive
 from muontrap.logic.tags import NARROW, WIDE
 from muontrap.logic.wire import MARKER, Hello, decode, packets
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
 # A guard starts in 20 to 40 ms; on a machine that swaps, this is still not the time to give up.
 HANDSHAKE_BOUND = 20.0
 # Guard dead: the watch needs milliseconds, or as long as something is in uninterruptible sleep.
@@ -55,7 +59,7 @@ class Link:
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         self._requests = ours
         self._words, words = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._pidfds: list[int] = []
+        self._pidfds: Sequence[int] = ()
         try:
             # Before the guard can read: from now on the kernel says who sends.
             theirs.setsockopt(_socket.SOL_SOCKET, _socket.SO_PASSCRED, 1)
@@ -148,7 +152,7 @@ class Link:
         for fd in (self._words, *self._pidfds):
             if fd >= 0:
                 os.close(fd)
-        self._words, self._pidfds = -1, []
+        self._words, self._pidfds = -1, ()
 
     def __del__(self) -> None:
         if getattr(self, "_words", -1) >= 0:
@@ -268,12 +272,12 @@ def _forget_in_child() -> None:
 os.register_at_fork(after_in_child=_forget_in_child)
 
 
-def wait_readable(fds: list[int], timeout: float | None) -> list[int]:
+def wait_readable(fds: Iterable[int], timeout: float | None) -> list[int]:
     """Return those that are readable, after at most `timeout` s (None: no limit), or 11 days."""
     return [fd for fd, _ in poll_for(fds).poll(poll_ms(timeout))]
 
 
-def poll_for(fds: list[int]) -> select.poll:
+def poll_for(fds: Iterable[int]) -> select.poll:
     """Return a poll object that waits for one of these to be readable."""
     poll = select.poll()
     for fd in fds:

@@ -8,33 +8,29 @@ import time
 import warnings
 from operator import itemgetter
 
-from muontrap.errors import GuardDied
-from muontrap.host.exchange import Exchange, TooLate
+from muontrap.host.exchange import Exchange
 from muontrap.host.link import wait_readable
-from muontrap.host.results import CompletedProcess, TimeoutExpired
+from muontrap.host.results import TimeoutExpired
 from muontrap.kernel.process import pidfd_send_signal
 from muontrap.logic.command import check_seconds
-from muontrap.logic.escalation import KILL_BOUND
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from types import TracebackType
-    from typing import IO, Any, Literal, NoReturn, TypeAlias, overload
+    from typing import IO, Any, Literal, TypeAlias, overload
 
     from muontrap.host.cgroups import Cgroup, Placing
     from muontrap.host.delivery import Reader
     from muontrap.host.exchange import Sink
     from muontrap.host.link import Link
+    from muontrap.host.results import CompletedProcess
     from muontrap.host.status import Status
     from muontrap.host.streams import Pipes
     from muontrap.logic.command import Args, Command
-    from muontrap.logic.window import Cap
 
     Captured: TypeAlias = Literal["stdout", "stderr", "both"]
 
-# After the grace, and what the guard waits for things that do not die: run() has promised 0.5 s.
-_END_BOUND = KILL_BOUND + 0.05
 # A guard that does not answer for this long beyond all that it may need is not waited for.
 _ANSWER_BOUND = 5.0
 # Callbacks get what is left of the output when a command is closed; they are not waited for for longer.
@@ -63,9 +59,8 @@ class Process:
     _exchange: Exchange | None = None
     _is_closed = False
     _is_told = False
-    _is_late = False
 
-    def __init__(self, command: Command, status: Status, pipes: Pipes) -> None:
+    def __init__(self, command: Command, pipes: Pipes, status: Status) -> None:
         self.args = command.args
         self.stdin, self.stdout, self.stderr = pipes.files
         self.cgroup = status.placing.cgroup if status.placing else None
@@ -304,71 +299,15 @@ class Process:
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self._status.has_ended() and self.pid < 0:
             if not self._status.wait_for_word(deadline):
-                self._expire(timeout, self._status.wait)
+                if not self._status.expire(self._status.wait):
+                    self._close_files()  # the guard goes on hunting what does not die
+                raise TimeoutExpired(self.args, timeout or 0.0, None, None, self.result)
 
     def call_back(self, sinks: dict[int, Sink], *, explicit: bool) -> None:
         """Let the host's pump read. For `Launcher.launch`."""
         from muontrap.host.delivery import Reader
 
         self.reader = Reader(self._command, self._pipes, self._status, sinks, explicit=explicit)
-
-    def run_to_end(
-        self,
-        input: Any,
-        deadline: float | None,
-        timeout: float | None,
-        *,
-        sinks: dict[int, Sink] | None = None,
-        cap: Cap | None = None,
-    ) -> CompletedProcess:
-        """Communicate until nothing is left; end the command at the deadline, `timeout` s after the call.
-
-        Raises:
-            TimeoutExpired: with the output so far; at the latest 0.5 s after the grace.
-        """
-        exchange = self._exchange = Exchange(self._command, self._pipes, self._status, sinks, cap)
-        exchange.feed(input)
-        if sinks and deadline is not None:
-            exchange.tick(lambda: self._mind(deadline))
-        try:
-            if not exchange.until_end(deadline):
-                self._expire(timeout, exchange.until_end)
-        except (TimeoutExpired, GuardDied):
-            exchange.finish()
-            raise
-        exchange.finish()
-        result = self._status.result
-        assert result is not None
-        if cap and cap.must_stop and result.reason in ("exited", "signal"):
-            result.reason = "max-output"  # it ended before it could be stopped
-        result.stdout, result.stderr = so_far = exchange.so_far()
-        try:
-            result.stdout, result.stderr = exchange.decoded(so_far)
-        except UnicodeDecodeError as error:
-            error.result = result  # type: ignore[attr-defined]
-            raise
-        return result
-
-    def _expire(self, timeout: float | None, wait: Callable[[float], bool]) -> NoReturn:
-        """End a command whose time is over, and say so within the bound."""
-        delay = self._command.delay_to_sigkill
-        self._status.ask(delay, b"timeout")
-        ended = wait(time.monotonic() + delay + _END_BOUND) or self._status.wait(0)
-        so_far = self._exchange.so_far() if self._exchange else (None, None)
-        error = TimeoutExpired(self.args, timeout or 0.0, *so_far, self.result)
-        if not ended:
-            self._close_files()  # the guard goes on hunting what does not die
-        raise error
-
-    def _mind(self, deadline: float) -> None:
-        """See to the promise of `run_to_end` while lines are delivered."""
-        late = time.monotonic() - deadline
-        delay = self._command.delay_to_sigkill
-        if late >= delay + _END_BOUND:
-            raise TooLate
-        if late >= 0 and not self._is_late:
-            self._is_late = True
-            self._status.ask(delay, b"timeout")
 
     def _wait_until(self, deadline: float | None) -> bool:
         """Wait until nothing is left, and callbacks have all output; False when the deadline came first."""

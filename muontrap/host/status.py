@@ -13,10 +13,13 @@ import weakref
 from muontrap.host.link import wait_readable
 from muontrap.host.results import CompletedProcess
 from muontrap.kernel.sockets import Truncated, receive
+from muontrap.logic.escalation import KILL_BOUND
 from muontrap.logic.wire import Ended, Failed, Ping, Record, Signal, Started, Stop, Suspended, decode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from muontrap.errors import GuardDied
     from muontrap.host.cgroups import Placing
     from muontrap.host.link import Link
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 # The guard takes requests at once.  After this long without a word it is asked, and after as long
 # again it is stuck: it is killed, and the watch cleans up.
 _STUCK_AFTER = 5.0
+# After the grace, and what the guard waits for things that do not die: `run` has promised 0.5 s.
+END_BOUND = KILL_BOUND + 0.05
 
 
 class NotPlaced(OSError):
@@ -45,8 +50,7 @@ class Status:
     pidfd: int = -1
     result: CompletedProcess | None = None
     suspended: int | None = None
-    _died: GuardDied | None = None
-    _failure: OSError | None = None
+    _failure: OSError | GuardDied | None = None
     _lost_pidfd = False
     _pinged = False
     _is_reading = False
@@ -60,7 +64,7 @@ class Status:
         self._command = command
         self._lock = threading.RLock()
         self._stuck_at: float | None = time.monotonic() + _STUCK_AFTER
-        _all.add(self)
+        _all.add(weakref.ref(self, _all.discard))
 
     @property
     def is_closed(self) -> bool:
@@ -70,7 +74,7 @@ class Status:
     @property
     def is_running(self) -> bool:
         """Whether no end is known."""
-        return self.result is None and self._died is None and self._failure is None
+        return self.result is None and self._failure is None
 
     def fileno(self) -> int:
         """Return the descriptor on which the guard's words come, -1 when closed."""
@@ -116,9 +120,8 @@ class Status:
                 if self.result and self.result.unkillable and not self.is_closed:
                     # Readable from now on, for all who wait: the guard keeps it open until that dies.
                     self._channel.shutdown(_socket.SHUT_RD)
-            error = self._failure or self._died
-            if error is not None:
-                raise error
+            if self._failure is not None:
+                raise self._failure
             return self.result is not None
 
     def wait(self, deadline: float | None) -> bool:
@@ -154,6 +157,16 @@ class Status:
                 self._tell(Ping())
         return deadline is not None and now >= deadline
 
+    def expire(self, wait: Callable[[float], bool]) -> bool:
+        """End a command whose time is over; return whether nothing is left within the bound.
+
+        Args:
+            wait: waits until nothing is left, until a deadline at most.
+        """
+        delay = self._command.delay_to_sigkill
+        self.ask(delay, b"timeout")
+        return wait(time.monotonic() + delay + END_BOUND) or self.wait(0)
+
     def check_here(self) -> None:
         """Raise if this is a forked child's copy."""
         if self.link.is_closed:
@@ -165,7 +178,6 @@ class Status:
         pidfd, self.pidfd = self.pidfd, -1
         if pidfd >= 0:
             os.close(pidfd)
-        _all.discard(self)
 
     def _tell(self, record: Record) -> None:
         try:
@@ -184,7 +196,7 @@ class Status:
             return
         self._take(decode(packet.data) if packet.data else None, packet.fds)
 
-    def _take(self, record: Record | None, fds: list[int]) -> None:
+    def _take(self, record: Record | None, fds: Sequence[int]) -> None:
         first, self._stuck_at = self._stuck_at is not None, None
         if isinstance(record, Ended):
             if self._lost_pidfd:
@@ -194,7 +206,7 @@ class Status:
         elif record is None and first and self.link.survives():
             self._failure = self._error(errno.EMFILE, "descriptors")  # the guard could not take the request's
         elif record is None:
-            self._died = self.link.lost(f"command {self._command.args!r}")
+            self._failure = self.link.lost(f"command {self._command.args!r}")
         elif isinstance(record, Started):
             self.pid, self.pidfd = record.pid, fds[0]
             if self.is_closed:  # by a finalizer, since it was read
@@ -220,16 +232,17 @@ class Status:
         return OSError(code, text, os.fsdecode(directory if step == "chdir" else program))
 
 
-# Of a forked child's parent: what the child must not hold open.
-_all: weakref.WeakSet[Status] = weakref.WeakSet()
+# Of a forked child's parent: what the child must not hold open.  A WeakSet is Python, at each launch.
+_all: set[weakref.ref[Status]] = set()
 
 
 def _forget_in_child() -> None:
     """Close what the guard would see open although the host, the parent, has closed it."""
-    global _all
-    for status in list(_all):
-        status.close()
-    _all = weakref.WeakSet()
+    for reference in list(_all):
+        status = reference()
+        if status:
+            status.close()
+    _all.clear()
 
 
 os.register_at_fork(after_in_child=_forget_in_child)

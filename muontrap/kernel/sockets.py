@@ -12,7 +12,7 @@ import struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Any
 
     Ancillary = tuple[int, int, bytes]
@@ -31,12 +31,11 @@ class Truncated(Exception):
 class Packet:
     """What one `recvmsg` gave; `sender` is a pid, where the socket asks for it."""
 
-    __slots__ = ("data", "fds", "sender")
+    fds: Sequence[int] = ()
+    sender: int | None = None
 
-    def __init__(self, data: bytes, fds: list[int], sender: int | None) -> None:
+    def __init__(self, data: bytes) -> None:
         self.data: bytes = data
-        self.fds: list[int] = fds
-        self.sender: int | None = sender
 
 
 LONGEST = 128 * 1024
@@ -61,13 +60,18 @@ def receive(sock: _socket.socket) -> Packet:
 
 
 def _packet(data: bytes, ancillary: list[Ancillary], flags: int) -> Packet:
-    parts = {kind: content for _, kind, content in ancillary}  # of SOL_SOCKET, each kind once
-    fds = memoryview(parts.get(_socket.SCM_RIGHTS, b"")).cast("i").tolist()
-    sender = parts.get(_socket.SCM_CREDENTIALS)
+    packet, sender = Packet(data), b""
+    for _, kind, content in ancillary:  # of SOL_SOCKET, each kind once
+        if kind == _socket.SCM_RIGHTS:
+            packet.fds = memoryview(content).cast("i").tolist()
+        else:
+            sender = content
     if flags & _socket.MSG_CTRUNC:
-        close(fds)
+        close(packet.fds)
         raise Truncated
-    return Packet(data, fds, struct.unpack("3I", sender)[0] if sender else None)
+    if sender:
+        packet.sender = struct.unpack("3I", sender)[0]
+    return packet
 
 
 def _attempt(receive: Callable[..., Any], buffer: object, ancillary: int) -> Any:
@@ -92,5 +96,4 @@ def _attempt(receive: Callable[..., Any], buffer: object, ancillary: int) -> Any
 
 def close(fds: Iterable[int]) -> None:
     """Close descriptors that came."""
-    for fd in fds:
-        os.close(fd)
+    list(map(os.close, fds))

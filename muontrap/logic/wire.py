@@ -12,6 +12,7 @@ for a `Pong`.  The guard opens with `Hello`.
 from __future__ import annotations
 
 import struct
+from itertools import compress
 
 from muontrap.errors import ProtocolError
 from muontrap.logic.steps import NAMES
@@ -100,25 +101,31 @@ class Record:
     """A record; its annotations are its fields on the wire, of the types in `_SCALARS` and `_BODIES`."""
 
     FIELDS: ClassVar[dict[str, str]]
-    _head: ClassVar[struct.Struct]
     _number: ClassVar[int]
+    _pack: ClassVar[Callable[..., bytes]]
+    _unpack: ClassVar[Callable[[bytes], tuple[Any, ...]]]
+    _size: ClassVar[int]
     _scalars: ClassVar[list[str]]
-    _encoders: ClassVar[list[tuple[str, Encoder]]]
+    _bodies: ClassVar[list[str]]
+    _empties: ClassVar[list[object]]
+    _encoders: ClassVar[list[Encoder]]
     _decoders: ClassVar[list[tuple[str, Decoder]]]
-    _empty: ClassVar[dict[str, object]]
-    _division: ClassVar[str]
 
     def __init_subclass__(cls) -> None:
         # A head: the kind, each number, and the length of each body in bytes; then these bodies.
         cls.FIELDS = cls.__annotations__
         cls._scalars = [name for name, kind in cls.FIELDS.items() if kind in _SCALARS]
         bodies = {name: _BODIES[kind] for name, kind in cls.FIELDS.items() if kind in _BODIES}
-        cls._encoders = [(name, encode) for name, (encode, _, _) in bodies.items()]
+        cls._bodies = list(bodies)
+        cls._empties = [empty for _, _, empty in bodies.values()]
+        cls._encoders = [encode for encode, _, _ in bodies.values()]
         cls._decoders = [(name, decode) for name, (_, decode, _) in bodies.items()]
-        cls._empty = {name: empty for name, (_, _, empty) in bodies.items()}
-        cls._division = "%ds" * len(bodies)
-        codes = [_SCALARS[cls.FIELDS[name]] for name in cls._scalars]
-        cls._head = struct.Struct(f"<B{''.join(codes)}{len(bodies)}Q")
+        for name, empty in zip(cls._bodies, cls._empties, strict=True):
+            setattr(cls, name, empty)  # what does not travel
+        codes = "".join([_SCALARS[cls.FIELDS[name]] for name in cls._scalars]) + "Q" * len(bodies)
+        cls._pack = struct.Struct("<B" + codes).pack
+        cls._unpack = struct.Struct("<x" + codes).unpack_from
+        cls._size = struct.calcsize("<B" + codes)
         cls._number = len(_KINDS)
         _KINDS.append(cls)
 
@@ -136,9 +143,10 @@ class Record:
     def encode(self) -> bytes:
         """Return the record's bytes."""
         values = self.__dict__
-        bodies = [encode(values[name]) if values[name] else b"" for name, encode in self._encoders]
+        given = zip(self._encoders, map(values.get, self._bodies, self._empties), strict=True)
+        bodies = [encode(value) if value else b"" for encode, value in given]
         scalars = map(values.__getitem__, self._scalars)
-        return self._head.pack(self._number, *scalars, *map(len, bodies)) + b"".join(bodies)
+        return self._pack(self._number, *scalars, *map(len, bodies)) + b"".join(bodies)
 
 
 class Hello(Record):
@@ -259,15 +267,16 @@ def decode(data: bytes) -> Record:
     kind = _KINDS[data[0]]
     record = object.__new__(kind)
     try:
-        _, *numbers = kind._head.unpack_from(data)
-        count = len(kind._scalars)
-        bodies = struct.unpack(kind._division % (*numbers[count:],), data[kind._head.size :])
-        record.__dict__ = values = kind._empty.copy()
-        values.update(zip(kind._scalars, numbers[:count], strict=True))
-        if len(data) > kind._head.size:
-            for (name, decode), body in zip(kind._decoders, bodies, strict=True):
-                if body:
-                    values[name] = decode(body)
+        numbers = kind._unpack(data)
+        record.__dict__ = values = dict(zip(kind._scalars, numbers, strict=False))
+        sizes = numbers[len(values) :]
+        at = kind._size
+        present = zip(compress(kind._decoders, sizes), filter(None, sizes), strict=True)
+        for (name, decode), size in present:
+            values[name] = decode(data[at : at + size])
+            at += size
+        if at != len(data):
+            raise ValueError(f"{len(data)} bytes, not {at}")
     except (struct.error, TypeError, ValueError) as error:
         raise ProtocolError(f"a {kind.__name__} is malformed: {error}") from error
     return record
