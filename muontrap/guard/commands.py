@@ -203,20 +203,20 @@ class Command:
             transport.send(self._status, record, fds or ())
 
     def _perform(self, action: str, now: float) -> None:
-        if action == "signal-main":
+        if action == "kill-all":
+            self._look(now)
+        elif action in ("report", "report-overdue"):
+            self._report(now)
+        elif action == "kill-main":
+            self._note(signals.SIGKILL, 1)
+            self._not_permitted |= set(send([self.main], signals.SIGKILL))
+        elif action == "signal-main":
             self._signal([self.main])
         elif action == "signal-all":
             if not self._is_over(now):
                 with self._family.left_of(self.number, lambda _: None) as found:
                     self._signal(found)
             self._look_at = now
-        elif action == "kill-main":
-            self._note(signals.SIGKILL, 1)
-            self._not_permitted |= set(send([self.main], signals.SIGKILL))
-        elif action == "kill-all":
-            self._look(now)
-        elif action in ("report", "report-overdue"):
-            self._report(now)
 
     def _signal(self, found: list[Held]) -> None:
         """Send the stop signal, then SIGCONT: one that is stopped can handle it only then."""

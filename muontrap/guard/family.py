@@ -39,7 +39,12 @@ class Orphan:
 
 
 class Family:
-    """Who belongs to which running command; `mains` maps a command's number to its main process."""
+    """Who belongs to which running command.
+
+    Attributes:
+        mains: a command's number -> its main process.
+        has_news: whether a child has died since all were listed.
+    """
 
     def __init__(self, guard_id: int, reader: TagReader) -> None:
         self._pid = os.getpid()
@@ -50,6 +55,7 @@ class Family:
         self._starts: dict[int, int] = {}
         self._released: set[int] = set()
         self.mains: dict[int, Held] = {}
+        self.has_news: bool = False
         # number -> pids with its tag, listed after its main process had died; to be used once
         self._listed: dict[int, list[int]] = {}
         self._rests_until = 0.0
@@ -96,7 +102,8 @@ class Family:
 
     def reap(self) -> None:
         """Reap orphans that have died, and kill those that belong to nobody."""
-        self._adopt()
+        if self.has_news:
+            self._adopt()
         for pid in list(self._orphans):
             if os.waitpid(pid, os.WNOHANG)[0]:
                 del self._orphans[pid]
@@ -185,6 +192,7 @@ class Family:
 
     def _adopt(self) -> None:
         """Take in children that are new.  The list is exact: only this thread reaps."""
+        self.has_news = False
         listed = children(self._pid) if self._children is None else read_children(self._children)
         new = set(listed) - self._orphans.keys()
         if new:

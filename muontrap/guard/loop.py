@@ -129,6 +129,8 @@ class Guard:
             self._litter = [group for group in self._litter if not group.remove()]
             for command in self._in_hosts_session.values():
                 command.report_suspended()
+        if not (self._busy or self._boosted):
+            return
         now = time.monotonic()
         for command in list(self._busy.values()):
             command.tick(now, children_changed=changed)
@@ -164,7 +166,7 @@ class Guard:
 
     def _child_changed(self) -> None:
         if not self._children_changed:
-            self._children_changed = True
+            self._children_changed = self._family.has_news = True
             signals.drain(self._signals)
 
     def _listen(self, fd: int, handler: Callable[[], None]) -> None:
@@ -185,7 +187,7 @@ class Guard:
         elif not packet.fds or packet.sender != self._host.pid:
             sockets.close(packet.fds)  # a child that the host forked without Python's knowing
         else:
-            self._feed(transport.Request(packet.fds[0]), packet)
+            self._feed(transport.Request(), packet)
 
     def _take_more(self, request: transport.Request) -> None:
         try:
@@ -204,7 +206,7 @@ class Guard:
 
     def _feed(self, request: transport.Request, packet: sockets.Packet) -> None:
         try:
-            request.feed(packet)
+            request.take(packet)
         except ProtocolError:
             self._refuse(request, StepFailed(errno.EPROTO, "request"))
             request.close()
@@ -284,7 +286,8 @@ class Guard:
             if not launch.spawn:
                 raise NotStarted
             if launch.steps:
-                self._children_changed = True  # a SIGCHLD may come while none is blocked
+                # A SIGCHLD may come while none is blocked.
+                self._children_changed = self._family.has_news = True
                 pid, pipe = self._fork_exec(launch, assumed)
             else:
                 pid = spawn(self._spawner, launch, assumed, self._files[0])
@@ -349,12 +352,12 @@ class Guard:
         self._executed(command)
         if command.is_gone:
             return
-        command.main_exited(time.monotonic())  # first of all, for that may be what the host waits for
-        self._ignore(command.main.fd)
         self._child_changed()  # its SIGCHLD is there by now: no need to wake up for it
+        command.main_exited(time.monotonic())  # soon, for that may be what the host waits for
         if command.is_gone:
             self._forget(command)
         else:
+            self._ignore(command.main.fd)
             self._busy[command.number] = command
 
     def _hear(self, command: Command, status: _socket.socket) -> None:

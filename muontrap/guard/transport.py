@@ -29,52 +29,49 @@ def send(sock: _socket.socket, record: Record, fds: Sequence[int] = ()) -> None:
         pass
 
 
-class Request:
+class Request(Assembly):
     """A launch on its way in: packets until the record and its descriptors are complete.
 
     It owns what came: `status`, the host's end of which waits for the answer, and the descriptors
     of the directory and of the launch's targets.
     """
 
-    __slots__ = ("_assembly", "_socket", "_status", "launch", "placement")
-
-    def __init__(self, status: int) -> None:
-        self._assembly = Assembly()
-        self.launch: Launch | None = None
-        self.placement: Placement | None = None
-        self._status = status
-        self._socket: _socket.socket | None = None
+    launch: Launch | None = None
+    placement: Placement | None = None
+    _status: _socket.socket | None = None
 
     @property
     def status(self) -> _socket.socket:
         """The status socket; made when it is asked for: a command starts sooner than the host is told."""
-        if self._socket is None:
-            self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fileno=self._status)
-        return self._socket
+        if self._status is None:
+            self._status = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fileno=self.fds[0])
+        return self._status
 
     @property
     def directory(self) -> int:
         """The descriptor of the working directory."""
-        return self._assembly.fds[1]
+        return self.fds[1]
 
     @property
-    def sources(self) -> list[int]:
+    def sources(self) -> Sequence[int]:
         """The descriptors of the launch's targets."""
-        return self._assembly.fds[2:]
+        return self.fds[2:]
 
-    def feed(self, packet: Packet) -> None:
+    def take(self, packet: Packet) -> None:
         """Take a packet; `launch` is there after the last. Raises `ProtocolError`."""
-        payload = self._assembly.feed(packet.data, packet.fds)
-        if payload is not None:
-            launch = decode(payload)
-            if not isinstance(launch, Launch) or not _is_complete(launch, len(self._assembly.fds)):
-                raise ProtocolError("a request that is no launch")
-            self.placement = _placement(launch.cgroup) if launch.cgroup else None
-            self.launch = launch
+        payload = self.feed(packet.data, packet.fds)
+        if payload is None:
+            return
+        launch = decode(payload)
+        if not isinstance(launch, Launch) or not _is_complete(launch, len(self.fds)):
+            raise ProtocolError("a request that is no launch")
+        if launch.cgroup:
+            self.placement = _placement(launch.cgroup)
+        self.launch = launch
 
     def close(self) -> None:
         """Close all descriptors but the status socket."""
-        close(self._assembly.fds[1:])
+        close(self.fds[1:])
 
 
 def _is_complete(launch: Launch, fd_count: int) -> bool:

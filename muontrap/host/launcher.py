@@ -25,7 +25,7 @@ from muontrap.errors import ContainmentError
 from muontrap.host.accounts import Identity
 from muontrap.host.completion import Completion
 from muontrap.host.link import StaleGuard, link_for
-from muontrap.host.paths import candidates, is_local
+from muontrap.host.paths import are_local, candidates
 from muontrap.host.process import Process, layers
 from muontrap.host.results import CompletedProcess
 from muontrap.host.situation import Situation, environment
@@ -55,10 +55,6 @@ if TYPE_CHECKING:
     from muontrap.logic.window import CapPolicy
 
     T = TypeVar("T")
-
-
-# Options that are a step with that number.
-_NUMBERS = ("nice", "oom_score_adj", "pdeathsig")
 
 
 class Launcher:
@@ -243,8 +239,7 @@ class Launcher:
             situation = Situation()
             link = link_for(situation)
             placing = _placing(command, link)
-            launch = self._plan(situation, link, streams, directory, placing)
-            launch.announce = int(announce)
+            launch = self._plan(situation, link, streams, directory, placing, announce=announce)
             if placing:
                 link.bases.update(map(os.path.dirname, placing.cgroup.paths.values()))
             payload = launch.encode()
@@ -271,7 +266,14 @@ class Launcher:
             raise OSError(error.errno, error.strerror, path and os.fsdecode(path)) from None
 
     def _plan(
-        self, situation: Situation, link: Link, streams: Streams, directory: int, placing: Placing | None
+        self,
+        situation: Situation,
+        link: Link,
+        streams: Streams,
+        directory: int,
+        placing: Placing | None,
+        *,
+        announce: bool,
     ) -> Launch:
         command = self._command
         inherits, env = self._environment(link)
@@ -283,22 +285,19 @@ class Launcher:
             found = candidates(program, path, directory)
         except OSError as error:
             raise self._refused(error.errno or 0) from None
-        joins: list[Step] = [("join", ())] if placing else []
-        steps = in_order([*self._steps(streams), *joins, *self._inherited(situation, link)])
+        steps = in_order(self._steps(situation, link, streams, placing))
+        session: bool = command.start_new_session
         return Launch(
-            announce=1,
+            announce=int(announce),
             thread=threading.get_native_id(),
             inherits=int(inherits),
-            session=int(command.start_new_session),
+            session=int(session),
             umask=-1 if command.umask is None else command.umask,
-            spawn=int(
-                can_spawn(steps, streams.sources, session=command.start_new_session)
-                and all(is_local(*each, directory) for each in found)
-            ),
+            spawn=int(can_spawn(steps, streams.sources, session=session) and are_local(found, directory)),
             kill_mode=KILL_MODES.index(command.kill_mode),
             delay_to_sigkill=command.delay_to_sigkill,
             stop_signal=command.stop_signal,
-            candidates=[path for path, _ in found],
+            candidates=list(found),
             argv=command.argv,
             env=env,
             steps=steps,
@@ -308,36 +307,47 @@ class Launcher:
 
     def _environment(self, link: Link) -> tuple[bool, dict[bytes, bytes]]:
         """Return what is added to the guard's environment, or whether that is not it, the whole one."""
-        command = self._command
+        command, inherits = self._command, False
         changes: dict[bytes, bytes | None] = {
             **(self._identity.variables if command.env is None else command.env),
             **(command.env_update or {}),
         }
-        inherits = False
         if command.env is None:
             base = environment()
             inherits = base == link.environment and None not in changes.values()
             if not inherits:
                 changes = {**base, **changes}
+        if not changes:
+            return inherits, {}
         return inherits, {name: value for name, value in changes.items() if value is not None and name}
 
-    def _steps(self, streams: Streams) -> list[Step]:
-        """Return what the options ask for."""
+    def _steps(
+        self, situation: Situation, link: Link, streams: Streams, placing: Placing | None
+    ) -> list[Step]:
+        """Return what the options ask for, and what the host has changed of itself since."""
         command = self._command
-        given = vars(command)
-        steps: list[Step] = [("foreground", (streams.terminal(),))] if command.foreground else []
-        steps += [(name, (given[name],)) for name in _NUMBERS if given.get(name) is not None]
+        steps = self._identity.steps()
+        if placing:
+            steps.append(("join", ()))
+        if command.foreground:
+            steps.append(("foreground", (streams.terminal(),)))
+        if command.nice is not None:
+            steps.append(("nice", (command.nice,)))
         if command.cpu_affinity is not None:
             steps.append(("cpu_affinity", command.cpu_affinity))
+        if command.oom_score_adj is not None:
+            steps.append(("oom_score_adj", (command.oom_score_adj,)))
         if command.no_new_privs:
             steps.append(("no_new_privs", ()))
-        return steps + self._identity.steps()
-
-    def _inherited(self, situation: Situation, link: Link) -> list[Step]:
-        """Return what the host has changed of itself since the guard's start, less what options say."""
-        given = vars(self._command)
-        steps = [step for step in situation.steps_from(link.situation) if given.get(step[0]) is None]
-        return steps + [("rlimit", limits) for limits in self._command.rlimits]
+        if command.pdeathsig is not None:
+            steps.append(("pdeathsig", (command.pdeathsig,)))
+        changed = situation.steps_from(link.situation)
+        if changed:
+            given = vars(command)
+            steps += [step for step in changed if given.get(step[0]) is None]
+        if command.rlimits:
+            steps += [("rlimit", limits) for limits in command.rlimits]
+        return steps
 
     def _refused(self, code: int) -> OSError:
         """Return what `subprocess` raises for a program that can't be executed."""

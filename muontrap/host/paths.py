@@ -8,6 +8,10 @@ import os
 from muontrap.kernel.process import filesystem_type
 from muontrap.logic.executable import HEAD_SIZE, interpreter_of
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 # File systems that answer from this machine alone (statfs(2), <linux/magic.h>): an `execve` on any
 # other (NFS, FUSE, autofs ...) can hang, and with `posix_spawn` the guard would hang with it.
 _LOCAL = frozenset({
@@ -37,9 +41,7 @@ _verdicts: dict[tuple[int, int, int, int], bool] = {}
 _MOST_VERDICTS = 1000
 
 
-def candidates(
-    program: bytes, path: bytes | None, directory: int
-) -> list[tuple[bytes, os.stat_result | None]]:
+def candidates(program: bytes, path: bytes | None, directory: int) -> dict[bytes, os.stat_result | None]:
     """Return the files that `execvp` would try, as found now, without those that are not there.
 
     Args:
@@ -54,35 +56,39 @@ def candidates(
     if b"/" not in program:
         folders = (os.fsencode(os.defpath) if path is None else path).split(b":")
         paths = [os.path.join(folder, program) for folder in folders]
-    found: list[tuple[bytes, os.stat_result | None]] = []
+    found: dict[bytes, os.stat_result | None] = {}
     missing = errno.ENOENT
     for path in paths:
         try:
-            found.append((path, os.stat(path, dir_fd=directory)))
+            found[path] = os.stat(path, dir_fd=directory)
         except (FileNotFoundError, NotADirectoryError) as error:
             missing = error.errno or missing
         except OSError:
-            found.append((path, None))  # for `execve` to say, with the command's credentials
+            found[path] = None  # for `execve` to say, with the command's credentials
     if not found:
         raise OSError(missing, os.strerror(missing))
     return found
 
 
-def is_local(path: bytes, seen: os.stat_result | None, directory: int) -> bool:
-    """Tell whether the program, what interprets it, and the working directory are on local file systems."""
-    if seen is None:
-        return False
+def are_local(found: Mapping[bytes, os.stat_result | None], directory: int) -> bool:
+    """Tell whether programs, what interprets them, and the working directory are on local file systems."""
     try:
-        key = (seen.st_dev, seen.st_ino, seen.st_mtime_ns, seen.st_ctime_ns)
-        if key not in _verdicts:
-            if len(_verdicts) >= _MOST_VERDICTS:
-                _verdicts.clear()
-            _verdicts[key] = _is_local_program(os.path.join(_path_of(directory), path))
-        if os.fstat(directory).st_dev == seen.st_dev:
-            return _verdicts[key]
-        return _verdicts[key] and filesystem_type(_path_of(directory)) in _LOCAL
+        device = os.fstat(directory).st_dev
+        for path, seen in found.items():
+            if seen is None:
+                return False
+            key = (seen.st_dev, seen.st_ino, seen.st_mtime_ns, seen.st_ctime_ns)
+            if key not in _verdicts:
+                if len(_verdicts) >= _MOST_VERDICTS:
+                    _verdicts.clear()
+                _verdicts[key] = _is_local_program(os.path.join(_path_of(directory), path))
+            if not _verdicts[key]:
+                return False
+            if seen.st_dev != device and filesystem_type(_path_of(directory)) not in _LOCAL:
+                return False
     except OSError:
         return False
+    return True
 
 
 def _path_of(directory: int) -> bytes:

@@ -107,8 +107,7 @@ class CompletedProcess(subprocess.CompletedProcess["Any"]):
 
     def __init__(self, args: Any, ended: Ended, placing: Placing | None = None) -> None:
         returncode = _returncode(ended.status)
-        super().__init__(args, returncode or 0, None, None)
-        self.returncode = returncode
+        super().__init__(args, returncode, None, None)  # type: ignore[arg-type]
         by_itself = "signal" if returncode is not None and returncode < 0 else "exited"
         self.reason = ended.reason.decode("ascii") or by_itself  # type: ignore[assignment]
         if placing and ended.cgroup:

@@ -61,8 +61,8 @@ class Pipes:
 
     def close(self) -> None:
         """Close them all; input that the command did not read is lost."""
-        while self.kept:
-            os.close(self.kept.pop())
+        kept, self.kept = self.kept, []
+        list(map(os.close, kept))
         for target, fd in enumerate(self.fds):
             if fd is not None:
                 self.close_one(target)
@@ -124,12 +124,14 @@ class Streams:
         if value is None:
             if _is_inherited(target):
                 self.sources[target] = target
-        elif value == PIPE and target:
-            self.pipes.fds[target], self.sources[target] = os.pipe2(os.O_CLOEXEC)
-            self._outputs.append(self.sources[target])
         elif value == PIPE:
-            self.sources[0], self.pipes.fds[0] = os.pipe2(os.O_CLOEXEC)
-            self._temporary.append(self.sources[0])
+            reading, writing = os.pipe2(os.O_CLOEXEC)
+            if target:
+                self.pipes.fds[target], self.sources[target] = reading, writing
+                self._outputs.append(writing)
+            else:
+                self.pipes.fds[0], self.sources[0] = writing, reading
+                self._temporary.append(reading)
         elif value == STDOUT:
             if 1 in self.sources:
                 self.sources[target] = self.sources[1]

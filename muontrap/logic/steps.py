@@ -7,7 +7,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     Step = tuple[str, tuple[int, ...]]
 
@@ -36,14 +36,16 @@ def in_order(steps: Iterable[Step]) -> list[Step]:
     return sorted(steps, key=lambda step: _POSITION[step[0]])
 
 
-def can_spawn(steps: Iterable[Step], targets: Iterable[int], *, session: bool) -> bool:
+def can_spawn(steps: Sequence[Step], targets: Iterable[int], *, session: bool) -> bool:
     """Tell whether no step has to be done in the child by Python.
 
     `posix_spawn` is for a command without steps.  `subprocess`'s C code can change credentials; it knows
     a new session (and a process group only since Python 3.11), and standard streams alone.
     """
+    if not steps:
+        return True
     names = {name for name, _ in steps}
-    return not names or (names <= _CREDENTIALS and session and all(target <= 2 for target in targets))
+    return names <= _CREDENTIALS and session and all(target <= 2 for target in targets)
 
 
 def in_the_way(targets: Iterable[int], sources: Iterable[int]) -> set[int]:

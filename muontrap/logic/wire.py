@@ -304,17 +304,14 @@ def packets(payload: bytes, fd_count: int) -> list[tuple[bytes, int, int]]:
 class Assembly:
     """Packets on their way back to a record and its descriptors."""
 
-    __slots__ = ("_fd_count", "_missing", "_pieces", "fds")
-
-    def __init__(self) -> None:
-        self._pieces: list[bytes] = []
-        self._missing = 0
-        self._fd_count = 0
-        self.fds: list[int] = []
+    _pieces: tuple[bytes, ...] = ()
+    _missing = 0
+    _fd_count = 0
+    fds: Sequence[int] = ()
 
     def feed(self, data: bytes, fds: Sequence[int]) -> bytes | None:
         """Take a packet; return the record's bytes when all is there."""
-        self.fds += fds
+        self.fds = (*self.fds, *fds)
         if not self._pieces:
             if len(data) < _HEAD.size:
                 raise ProtocolError(f"a request of {len(data)} bytes")
@@ -324,7 +321,7 @@ class Assembly:
                 return data  # as nearly all have it
         elif not self._missing:
             data = b""  # there for its descriptors alone
-        self._pieces.append(data)
+        self._pieces = (*self._pieces, data)
         self._missing = missing = self._missing - len(data)
         fds_missing = self._fd_count - len(self.fds)
         if not 0 <= missing <= RECORD_BYTES or fds_missing < 0:
