@@ -75,6 +75,7 @@ class Guard:
         self._placer = placer
         self._litter: list[Group] = []
         self._environment = environment
+        self._home = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._locks = resource.getrlimit(process.RLIMIT_LOCKS)
         self._files = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (self._files[1], self._files[1]))
@@ -253,7 +254,8 @@ class Guard:
             raise
         self._last_number = number
         self._family.add(number, main, placed.group if placed else None)
-        command = Command(number, launch, request.status, main, self._family, placed, began=began)
+        status = request.status
+        command = Command(number, launch, status, main, self._family, placed, began=began)
         command.errors = pipe
         self._commands[number] = command
         if command.in_hosts_session:
@@ -268,7 +270,7 @@ class Guard:
             self._executed(command)
         if not command.is_gone:
             self._listen(main.fd, lambda: self._main_exited(command))
-            status = request.status  # and not the request, which has a whole environment
+            # And not the request, which has a whole environment.
             self._listen(status.fileno(), lambda: self._hear(command, status))
             if placed and placed.oom_kills:
                 self._listen(placed.oom_kills.fd, lambda: self._out_of_memory(command))
@@ -279,7 +281,13 @@ class Guard:
         """Make the command's first process, in one way or the other."""
         tag = self._tags.encode(self._guard_id, number) if self._tags else None
         assumed = Assumed(
-            launch, request.directory, request.sources, files=self._files, locks=self._locks, tag=tag
+            launch,
+            request.directory,
+            request.sources,
+            home=self._home,
+            files=self._files,
+            locks=self._locks,
+            tag=tag,
         )
         pipe: int | None = None
         try:

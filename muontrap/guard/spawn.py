@@ -45,11 +45,10 @@ class Assumed:
     moved out of the way of its targets.
 
     Args:
+        home: descriptor of the guard's own directory.
         files: limits of descriptors: those of the command, of which the guard has the hard one.
         locks: the guard's own limits of RLIMIT_LOCKS; the soft one is the command's tag, unless None.
     """
-
-    __slots__ = ("_copies", "_directory", "_files", "_launch", "_locks", "_sources", "_tag", "_umask")
 
     def __init__(
         self,
@@ -57,6 +56,7 @@ class Assumed:
         directory: int,
         sources: Sequence[int],
         *,
+        home: int,
         files: Limits,
         locks: Limits,
         tag: int | None,
@@ -64,6 +64,7 @@ class Assumed:
         self._launch = launch
         self._directory = directory
         self._sources = sources
+        self._home = home
         self._files = files
         self._locks = locks
         self._tag = tag
@@ -99,7 +100,7 @@ class Assumed:
             self._umask = -1
         while self._copies:
             os.close(self._copies.popitem()[1])
-        os.chdir("/")
+        os.fchdir(self._home)
 
     def _move_away(self) -> Sequence[int]:
         for source in in_the_way(self._launch.targets, self._sources):
