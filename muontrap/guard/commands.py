@@ -306,7 +306,7 @@ class Command:
             blocks_written=usage.ru_oublock,
             voluntary_switches=usage.ru_nvcsw,
             involuntary_switches=usage.ru_nivcsw,
-            sent=[float(number) for sent in self._sent for number in sent],
+            sent=[float(number) for sent in self._sent for number in sent] if self._sent else (),
             not_permitted=sorted(self._not_permitted)[:_MOST_PIDS],
             unkillable=sorted(left - self._not_permitted)[:_MOST_PIDS],
             cgroup=self.placed.readings().encode() if self.placed else b"",

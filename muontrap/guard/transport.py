@@ -63,8 +63,13 @@ class Request(Assembly):
         if payload is None:
             return
         launch = decode(payload)
-        if not isinstance(launch, Launch) or not _is_complete(launch, len(self.fds)):
+        if not isinstance(launch, Launch):
             raise ProtocolError("a request that is no launch")
+        count = len(self.fds) - 2
+        launch.targets = launch.targets or range(count)
+        launch.candidates = launch.candidates or launch.argv[:1]
+        if not _is_complete(launch, count):
+            raise ProtocolError("a launch that lacks something")
         if launch.cgroup:
             self.placement = _placement(launch.cgroup)
         self.launch = launch
@@ -74,11 +79,11 @@ class Request(Assembly):
         close(self.fds[1:])
 
 
-def _is_complete(launch: Launch, fd_count: int) -> bool:
+def _is_complete(launch: Launch, source_count: int) -> bool:
     """Tell whether nothing that the guard relies on is missing or unknown."""
     return (
-        fd_count == len(launch.targets) + 2
-        and launch.kill_mode in range(len(KILL_MODES))
+        source_count == len(launch.targets)
+        and 0 <= launch.kill_mode < len(KILL_MODES)
         and (("join", ()) in launch.steps) == bool(launch.cgroup)
     )
 

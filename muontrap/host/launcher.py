@@ -57,6 +57,9 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 
+_STANDARD = [0, 1, 2]
+
+
 class Launcher:
     """What to run, checked at once, immutable, to be launched any number of times.
 
@@ -286,6 +289,7 @@ class Launcher:
         except OSError as error:
             raise self._refused(error.errno or 0) from None
         steps = in_order(self._steps(situation, link, streams, placing))
+        paths, targets = list(found), list(streams.sources)
         session: bool = command.start_new_session
         return Launch(
             announce=int(announce),
@@ -297,11 +301,11 @@ class Launcher:
             kill_mode=KILL_MODES.index(command.kill_mode),
             delay_to_sigkill=command.delay_to_sigkill,
             stop_signal=command.stop_signal,
-            candidates=list(found),
+            candidates=paths if paths != [command.argv[0]] else [],
             argv=command.argv,
             env=env,
             steps=steps,
-            targets=list(streams.sources),
+            targets=targets if targets != _STANDARD else [],
             cgroup=placing.placement.encode() if placing else b"",
         )
 

@@ -76,6 +76,7 @@ DEFAULT_WINDOW = 10_240
 MAX_LINE = 2**20
 LAYERS = ("cgroup", "cgroup-v1", "cgroup-v2", "tag", "subreaper")
 
+_ENCODING = sys.getfilesystemencoding()
 _RLIMIT_LOCKS = 10
 _FOR_CGROUPS = frozenset(("cgroup_base", "cgroup_path", "cgroup_controllers", "cgroup_sets", "limits"))
 _REFUSED = {
@@ -134,10 +135,10 @@ class Command:
 
 def encode(name: str, value: Any) -> bytes:
     """Return a string, bytes or path-like as the bytes that the kernel takes."""
-    if hasattr(value, "__fspath__"):
+    if not isinstance(value, (str, bytes)) and hasattr(value, "__fspath__"):
         value = value.__fspath__()
     if isinstance(value, str):
-        value = value.encode(sys.getfilesystemencoding(), "surrogateescape")
+        value = value.encode(_ENCODING, "surrogateescape")
     if not isinstance(value, bytes):
         raise TypeError(f"{name} must be str, bytes or path-like, not {value!r}")
     if b"\0" in value:
@@ -169,7 +170,7 @@ def _argv(args: Args) -> tuple[bytes, ...]:
         )
     if not hasattr(args, "__iter__"):
         raise TypeError(f"args must be a sequence of str, bytes or path-likes, not {args!r}")
-    argv = tuple(encode(f"args[{index}]", value) for index, value in enumerate(args))
+    argv = tuple([encode(f"args[{index}]", value) for index, value in enumerate(args)])
     if not argv:
         raise ValueError("args is empty: it must begin with the program")
     return argv

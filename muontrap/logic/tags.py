@@ -17,11 +17,13 @@ class Format:
     The magic begins with a 1, so every tag has exactly `width` bits.
     """
 
-    __slots__ = ("_check_bits", "_magic", "guard_bits", "number_bits", "width")
+    __slots__ = ("_base", "_check_bits", "_most_guard", "_most_number", "guard_bits", "number_bits", "width")
 
     def __init__(self, *, magic: str, check_bits: int, guard_bits: int, number_bits: int) -> None:
-        self._magic = int(magic, 2)
+        self._base = int(magic, 2) << check_bits + guard_bits + number_bits
         self._check_bits = check_bits
+        self._most_guard = (1 << guard_bits) - 1
+        self._most_number = (1 << number_bits) - 1
         self.guard_bits: int = guard_bits
         self.number_bits: int = number_bits
         self.width: int = len(magic) + check_bits + guard_bits + number_bits
@@ -31,30 +33,26 @@ class Format:
 
         With a number 0, round values such as 0x5A700000 would be tags.
         """
-        if guard >> self.guard_bits or not 0 < number < 1 << self.number_bits:
+        if not (0 <= guard <= self._most_guard and 0 < number <= self._most_number):
             raise ValueError(f"guard {guard} or number {number} does not fit a tag")
         identity = guard << self.number_bits | number
-        head = self._magic << self._check_bits | self._check(identity)
-        return head << self.guard_bits + self.number_bits | identity
+        # Fibonacci hashing: the high bits of the product depend on all bits of the identity.
+        check = (identity * 0x9E3779B97F4A7C15 & (1 << 64) - 1) >> 64 - self._check_bits
+        return self._base | check << self.guard_bits + self.number_bits | identity
 
     def decode(self, value: int) -> tuple[int, int] | None:
         """Return (guard, number), or None for a limit that is no tag."""
-        guard = value >> self.number_bits & (1 << self.guard_bits) - 1
-        number = value & (1 << self.number_bits) - 1
+        guard = value >> self.number_bits & self._most_guard
+        number = value & self._most_number
         return (guard, number) if number and value == self.encode(guard, number) else None
 
     def next_number(self, last: int, used: Container[int]) -> int:
         """Return the number after `last` that is not in use, starting again at 1 after the end."""
-        most = (1 << self.number_bits) - 1
-        for _ in range(most):
-            last = last % most + 1
+        for _ in range(self._most_number):
+            last = last % self._most_number + 1
             if last not in used:
                 return last
         raise BlockingIOError(11, "all command numbers of this guard are in use (tag)")
-
-    def _check(self, identity: int) -> int:
-        # Fibonacci hashing: the high bits of the product depend on all bits of the identity.
-        return (identity * 0x9E3779B97F4A7C15 & (1 << 64) - 1) >> 64 - self._check_bits
 
 
 # 62 bits stay below every "infinity" in use (2**63 - 1, 2**64 - 1); 31 bits fit a 32-bit kernel.

@@ -170,11 +170,11 @@ class Launch(Record):
     kill_mode: int  # which of `KILL_MODES`
     delay_to_sigkill: float
     stop_signal: int
-    candidates: Sequence[bytes]
+    candidates: Sequence[bytes]  # none: `argv[0]` is the one
     argv: Sequence[bytes]
     env: Mapping[bytes, bytes]
     steps: Sequence[Step]
-    targets: Sequence[int]
+    targets: Sequence[int]  # none: 0, 1, 2 and so on, for as many descriptors as there are
     cgroup: bytes  # a `Placement`, or none
 
 
