@@ -58,7 +58,7 @@ class Command:
         self,
         number: int,
         launch: Launch,
-        status: _socket.socket,
+        channel: _socket.socket,
         main: Held,
         family: Family,
         placed: Placed | None,
@@ -68,11 +68,10 @@ class Command:
         self.number: int = number
         self.main: Held = main
         self.launched: float = began
-        self.status_fd: int = status.fileno()
         self.placed: Placed | None = placed
-        self._status: _socket.socket | None = status
+        self.channel: _socket.socket = channel
         self._family = family
-        self._announce = launch.announce
+        self.announces: bool = bool(launch.announce)
         self._stop_signal = launch.stop_signal
         kill_mode = KILL_MODES[launch.kill_mode]
         self.leaves_rest: bool = kill_mode == "process"
@@ -173,17 +172,14 @@ class Command:
         self._escalation.state = "gone"
 
     def close(self) -> None:
-        """Let go of the host and of the terminal."""
-        if self._status is not None:
-            self._status.close()
-            self._status = None
+        """Let go of the terminal."""
         if self.terminal:
             os.close(self.terminal[0])
             self.terminal = None
 
     def report_started(self) -> None:
         """Tell the host that `execve` has succeeded, if it wants to know before the end."""
-        if self._announce:
+        if self.announces:
             self.tell(Started(pid=self.main.pid), [self.main.fd])
 
     def report_suspended(self) -> None:
@@ -199,8 +195,7 @@ class Command:
 
     def tell(self, record: Record, fds: list[int] | None = None) -> None:
         """Send a record to the host, which may be gone, or not reading."""
-        if self._status is not None:
-            transport.send(self._status, record, fds or ())
+        transport.send(self.channel, record, fds or ())
 
     def _perform(self, action: str, now: float) -> None:
         if action == "kill-all":

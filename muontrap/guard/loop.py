@@ -171,8 +171,11 @@ class Guard:
             signals.drain(self._signals)
 
     def _listen(self, fd: int, handler: Callable[[], None]) -> None:
-        self._epoll.register(fd, select.EPOLLIN)
-        self._new_handlers[fd] = handler
+        """Have this called while `fd` is readable, in place of what was before."""
+        handlers = self._handlers if fd in self._handlers else self._new_handlers
+        if fd not in handlers:
+            self._epoll.register(fd, select.EPOLLIN)
+        handlers[fd] = handler
 
     def _ignore(self, fd: int) -> None:
         if self._handlers.pop(fd, None) or self._new_handlers.pop(fd, None):
@@ -182,42 +185,40 @@ class Guard:
         try:
             packet = sockets.receive_longest(self._requests)
         except (BlockingIOError, sockets.Truncated):
-            return  # the host sees its status socket closed by a guard that is alive
+            return  # the host sees its channel closed by a guard that is alive
         if not packet.data:
             self._host_died()
         elif not packet.fds or packet.sender != self._host.pid:
             sockets.close(packet.fds)  # a child that the host forked without Python's knowing
         else:
-            self._feed(transport.Request(), packet)
+            fd, *packet.fds = packet.fds
+            channel = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fileno=fd)
+            self._feed(transport.Request(channel), packet)
 
     def _take_more(self, request: transport.Request) -> None:
+        """Take what comes over a channel on which no command is running."""
         try:
-            packet = sockets.receive_longest(request.status)
+            packet = sockets.receive_longest(request.channel)
         except BlockingIOError:
             return
         except sockets.Truncated:
-            packet = None
-        self._ignore(request.status.fileno())
-        if packet is None:
             self._refuse(request, StepFailed(errno.EMFILE, "descriptors"))
-        elif packet.data:
-            self._feed(request, packet)
             return
-        request.close()
+        if not packet.data:
+            self._drop(request)
+        elif packet.sender == self._host.pid:
+            self._feed(request, packet)
+        else:
+            sockets.close(packet.fds)
 
     def _feed(self, request: transport.Request, packet: sockets.Packet) -> None:
         try:
             request.take(packet)
         except ProtocolError:
             self._refuse(request, StepFailed(errno.EPROTO, "request"))
-            request.close()
-        else:
-            self._proceed(request)
-
-    def _proceed(self, request: transport.Request) -> None:
-        """Launch when the request is complete, else wait for the rest of it."""
+            return
         if request.launch is None:
-            self._listen(request.status.fileno(), lambda: self._take_more(request))
+            self._listen(request.channel.fileno(), lambda: self._take_more(request))
             return
         try:
             self._complete(request.launch)
@@ -229,7 +230,13 @@ class Guard:
 
     def _refuse(self, request: transport.Request, failure: StepFailed) -> None:
         path = os.fsencode(failure.path)
-        transport.send(request.status, Failed(errno=failure.code, step=failure.step.encode(), path=path))
+        transport.send(request.channel, Failed(errno=failure.code, step=failure.step.encode(), path=path))
+        self._drop(request)
+
+    def _drop(self, request: transport.Request) -> None:
+        self._ignore(request.channel.fileno())
+        request.channel.close()
+        request.close()
 
     def _complete(self, launch: Launch) -> None:
         """Put in what the command inherits from the host, and was not sent."""
@@ -254,8 +261,8 @@ class Guard:
             raise
         self._last_number = number
         self._family.add(number, main, placed.group if placed else None)
-        status = request.status
-        command = Command(number, launch, status, main, self._family, placed, began=began)
+        channel = request.channel
+        command = Command(number, launch, channel, main, self._family, placed, began=began)
         command.errors = pipe
         self._commands[number] = command
         if command.in_hosts_session:
@@ -271,7 +278,7 @@ class Guard:
         if not command.is_gone:
             self._listen(main.fd, lambda: self._main_exited(command))
             # And not the request, which has a whole environment.
-            self._listen(status.fileno(), lambda: self._hear(command, status))
+            self._listen(channel.fileno(), lambda: self._hear(command, channel))
             if placed and placed.oom_kills:
                 self._listen(placed.oom_kills.fd, lambda: self._out_of_memory(command))
 
@@ -368,21 +375,31 @@ class Guard:
             self._ignore(command.main.fd)
             self._busy[command.number] = command
 
-    def _hear(self, command: Command, status: _socket.socket) -> None:
+    def _hear(self, command: Command, channel: _socket.socket) -> None:
         try:
-            packet = sockets.receive(status)
+            packet = sockets.receive_longest(channel)
             sockets.close(packet.fds)
             self._busy[command.number] = command
             command.hear(packet.data, time.monotonic())
         except (BlockingIOError, sockets.Truncated, ProtocolError):
             return
         if not packet.data:
-            self._ignore(status.fileno())
+            self._ignore(channel.fileno())
+
+    def _await_next(self, command: Command) -> None:
+        """Wait for another launch on the channel of one that is gone, if the host still has it."""
+        channel = command.channel
+        fd = channel.fileno()
+        if command.announces or not (fd in self._handlers or fd in self._new_handlers):
+            self._ignore(fd)
+            channel.close()
+        else:
+            request = transport.Request(channel)
+            self._listen(fd, lambda: self._take_more(request))
 
     def _forget(self, command: Command) -> None:
         self._ignore(command.main.fd)
-        if command.status_fd >= 0:
-            self._ignore(command.status_fd)
+        self._await_next(command)
         command.close()
         if command.placed:
             if command.placed.oom_kills:

@@ -32,30 +32,25 @@ def send(sock: _socket.socket, record: Record, fds: Sequence[int] = ()) -> None:
 class Request(Assembly):
     """A launch on its way in: packets until the record and its descriptors are complete.
 
-    It owns what came: `status`, the host's end of which waits for the answer, and the descriptors
-    of the directory and of the launch's targets.
+    It owns these descriptors, of the directory and of the launch's targets; on `channel` the host
+    waits for the answer.
     """
 
     launch: Launch | None = None
     placement: Placement | None = None
-    _status: _socket.socket | None = None
 
-    @property
-    def status(self) -> _socket.socket:
-        """The status socket; made when it is asked for: a command starts sooner than the host is told."""
-        if self._status is None:
-            self._status = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fileno=self.fds[0])
-        return self._status
+    def __init__(self, channel: _socket.socket) -> None:
+        self.channel: _socket.socket = channel
 
     @property
     def directory(self) -> int:
         """The descriptor of the working directory."""
-        return self.fds[1]
+        return self.fds[0]
 
     @property
     def sources(self) -> Sequence[int]:
         """The descriptors of the launch's targets."""
-        return self.fds[2:]
+        return self.fds[1:]
 
     def take(self, packet: Packet) -> None:
         """Take a packet; `launch` is there after the last. Raises `ProtocolError`."""
@@ -65,7 +60,7 @@ class Request(Assembly):
         launch = decode(payload)
         if not isinstance(launch, Launch):
             raise ProtocolError("a request that is no launch")
-        count = len(self.fds) - 2
+        count = len(self.fds) - 1
         launch.targets = launch.targets or range(count)
         launch.candidates = launch.candidates or launch.argv[:1]
         if not _is_complete(launch, count):
@@ -75,8 +70,9 @@ class Request(Assembly):
         self.launch = launch
 
     def close(self) -> None:
-        """Close all descriptors but the status socket."""
-        close(self.fds[1:])
+        """Close the descriptors."""
+        fds, self.fds = self.fds, ()
+        close(fds)
 
 
 def _is_complete(launch: Launch, source_count: int) -> bool:

@@ -1,14 +1,14 @@
 """A description of a command, and its launch.
 
     host program ── Launcher.launch() ──► Process
-        │  request socket: Launch + descriptors            ▲ status socket: Started | Failed,
+        │  request socket: Launch + descriptors            ▲ channel: Started | Failed,
         ▼                                                  │ Suspended, Ended; Stop, Signal
     guard ── spawn or fork ──► command ── its descendants  ┘
         ▲ parent, and heir of all orphans
     watch
 
 The host (this room) checks everything, makes the list of steps and sends it with all descriptors.
-The guard starts the command, ends it when asked, when the host lets go of the status socket or is
+The guard starts the command, ends it when asked, when the host lets go of the channel or is
 gone, and says so when nothing is left.  The watch ends what the guard leaves behind if it is killed.
 The command's pipes go straight to the host: no byte of output passes through the guard.
 """
@@ -196,7 +196,7 @@ class Launcher:
                 with Process(*launched):
                     raise
             pipes.close()
-            status.close()
+            status.give_back()
             return result
 
         result = _as_possible(command, run)

@@ -37,6 +37,8 @@ HANDSHAKE_BOUND = 20.0
 CLEANUP_BOUND = 5.0
 # From the closing of its sockets to its death, a process that exits needs milliseconds.
 _EXIT_BOUND = 1.0
+# Channels kept for the next requests: as many as threads are likely to launch at once.
+_MOST_IDLE = 8
 # These say nothing of the interpreter.
 _NO_MORE = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
 _INTERPRETER = "MUONTRAP_PYTHON"
@@ -58,6 +60,8 @@ class Link:
         self.bases: set[str] = set()  # directories in which its cgroups are
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         self._requests = ours
+        self._idle: list[_socket.socket] = []
+        self._pid = os.getpid()
         self._words, words = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._pidfds: Sequence[int] = ()
         try:
@@ -83,7 +87,7 @@ class Link:
         return not self._dead.poll(0)
 
     def survives(self) -> bool:
-        """Tell whether the guard closed a status socket without dying: an exit closes them first."""
+        """Tell whether the guard closed a channel without dying: an exit closes them first."""
         return not wait_readable(self._pidfds, _EXIT_BOUND)
 
     @property
@@ -99,28 +103,61 @@ class Link:
         """Hand over an encoded `Launch`, with descriptors of the directory and the launch's targets.
 
         Returns:
-            The socket that the guard answers on.
+            The channel: a socket that the guard answers on.
         """
+        (data, first, after), *rest = packets(payload, len(fds))
+        channel = self._reuse(data, fds[first:after]) or self._open_channel(data, fds[first:after])
+        try:
+            for data, first, after in rest:
+                _send(channel, data, fds[first:after])
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # why, is there to be read
+        except BaseException:
+            channel.close()
+            raise
+        return channel
+
+    def _reuse(self, data: bytes, fds: list[int]) -> _socket.socket | None:
+        """Send a request's first packet over an idle channel, and return that; None when there is none."""
+        # A child that was forked without Python's knowing has copies of them.
+        if not self._idle or os.getpid() != self._pid:
+            return None
+        try:
+            channel = self._idle.pop()
+        except IndexError:
+            return None  # another thread has it
+        try:
+            _send(channel, data, fds)
+        except (BrokenPipeError, ConnectionResetError):
+            channel.close()
+            return None
+        except BaseException:
+            channel.close()
+            raise
+        return channel
+
+    def _open_channel(self, data: bytes, fds: list[int]) -> _socket.socket:
+        """Send a request's first packet with the guard's end of a new channel, and return the host's."""
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         try:
-            fds = [theirs.fileno(), *fds]
-            (data, first, after), *rest = packets(payload, len(fds))
-            try:
-                _send(self._requests, data, fds[first:after])
-            except (BrokenPipeError, ConnectionResetError):
-                raise self.lost("a launch") from None
-            theirs.close()  # or a guard that takes no more of it would be waited for
-            try:
-                for data, first, after in rest:
-                    _send(ours, data, fds[first:after])
-            except (BrokenPipeError, ConnectionResetError):
-                pass  # why, is there to be read
+            theirs.setsockopt(_socket.SOL_SOCKET, _socket.SO_PASSCRED, 1)
+            _send(self._requests, data, [theirs.fileno(), *fds])
+        except (BrokenPipeError, ConnectionResetError):
+            ours.close()
+            raise self.lost("a launch") from None
         except BaseException:
             ours.close()
             raise
         finally:
-            theirs.close()
+            theirs.close()  # held here, it would hide that the guard takes no more of the request
         return ours
+
+    def take_back(self, channel: _socket.socket) -> None:
+        """Keep a channel for another request: the guard has said the end on it, and waits for that."""
+        if len(self._idle) < _MOST_IDLE:
+            self._idle.append(channel)
+        else:
+            channel.close()
 
     def stale(self) -> StaleGuard:
         """Let no further launch have this guard; return what says so."""
@@ -148,7 +185,9 @@ class Link:
 
     def close(self) -> None:
         """Let go of the guard, which then ends all its commands, and itself."""
-        self._requests.close()
+        for channel in (self._requests, *self._idle):
+            channel.close()
+        self._idle.clear()
         for fd in (self._words, *self._pidfds):
             if fd >= 0:
                 os.close(fd)

@@ -1,4 +1,4 @@
-"""The status socket of a command: asks its guard, takes what that says, notices when it says nothing."""
+"""The channel of a command: asks its guard, takes what that says, notices when it says nothing."""
 
 from __future__ import annotations
 
@@ -53,6 +53,7 @@ class Status:
     _failure: OSError | GuardDied | None = None
     _lost_pidfd = False
     _pinged = False
+    _has_told = False
     _is_reading = False
 
     def __init__(
@@ -179,7 +180,15 @@ class Status:
         if pidfd >= 0:
             os.close(pidfd)
 
+    def give_back(self) -> None:
+        """Let go of a command that has ended; its channel is for another if nothing can be left on it."""
+        if self.result and not self.result.unkillable and not self._has_told:
+            self.link.take_back(self._channel)
+        else:
+            self.close()
+
     def _tell(self, record: Record) -> None:
+        self._has_told = True
         try:
             self._channel.send(record.encode())
         except (BrokenPipeError, ConnectionResetError):

@@ -3,10 +3,11 @@
 A record is a kind and its fields, each length-checked.  Nothing else than numbers and byte strings
 travels: no pickle, no evaluation.  Any bytes decode to a record or raise `ProtocolError`.
 
-Over the request socket the host sends `Launch` records, each with the descriptors (status socket,
-directory, then one for each of `targets`).  All that follows about this command goes over its status
-socket: the guard says `Started` or `Failed`, `Suspended`, `Ended`; the host `Stop`, `Signal`, and `Ping`
-for a `Pong`.  The guard opens with `Hello`.
+The guard opens the request socket with `Hello`.  Over it the host sends a `Launch` record, with
+descriptors: of a channel, of the directory, and one for each of `targets`.  Over the channel goes all
+that follows about this command: the guard says `Started` or `Failed`, `Suspended`, `Ended`; the host
+`Stop`, `Signal`, and `Ping` for a `Pong`.  Where the host wanted no `Started` and has said nothing
+itself, the channel is idle after `Ended`, and may have the next `Launch`, with its other descriptors.
 """
 
 from __future__ import annotations
@@ -285,7 +286,7 @@ def decode(data: bytes) -> Record:
 def packets(payload: bytes, fd_count: int) -> list[tuple[bytes, int, int]]:
     """Divide a record into packets: (bytes, first descriptor, descriptor after the last).
 
-    The first begins with the sizes of the whole, and has the status socket, over which the rest comes.
+    The first begins with the sizes of the whole; the rest comes over the channel.
     """
     data = _HEAD.pack(len(payload), fd_count) + payload
     if len(data) <= PACKET_BYTES and fd_count <= PACKET_FDS:

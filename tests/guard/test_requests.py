@@ -14,7 +14,7 @@ from muontrap.host import link
 from muontrap.logic.wire import Failed, Launch, Placement, Record, Started, decode, packets
 
 
-def launch(fd_count: int = 2, **changes: object) -> bytes:
+def launch(fd_count: int = 1, **changes: object) -> bytes:
     values = {
         "spawn": 1, "announce": 1, "thread": 1, "inherits": 0, "session": 1, "umask": 18, "kill_mode": 0,
         "delay_to_sigkill": 0.0, "stop_signal": 15,
@@ -47,8 +47,8 @@ def answer_to(data: bytes) -> Record:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     folder = os.open("/", os.O_PATH)
     with ours, theirs:
-        count = struct.unpack_from("<II", data)[1] if len(data) >= 8 else 1
-        fds = [theirs.fileno(), folder, folder][:count]
+        count = struct.unpack_from("<II", data)[1] if len(data) >= 8 else 0
+        fds = [theirs.fileno(), folder, folder][: count + 1]
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))
         guard._requests.sendmsg([data], [rights])
         os.close(folder)
@@ -63,8 +63,8 @@ def answer_to(data: bytes) -> Record:
     "data",
     [
         b"x",
-        struct.pack("<II", 5, 1) + b"hello",
-        struct.pack("<II", 0, 1),
+        struct.pack("<II", 5, 0) + b"hello",
+        struct.pack("<II", 0, 0),
         launch(kill_mode=3),
         launch(targets=[1]),
         launch(cgroup=b"x"),
@@ -91,7 +91,7 @@ def test_an_id_that_is_none_is_refused(uid: tuple[int, ...]) -> None:
     ("data", "step"),
     [
         (launch(thread=os.getpid(), umask=2**40), b"umask"),
-        (launch(thread=os.getpid(), targets=[2**40], fd_count=3), b"execve"),
+        (launch(thread=os.getpid(), targets=[2**40], fd_count=2), b"execve"),
     ],
     ids=["umask", "target"],
 )
