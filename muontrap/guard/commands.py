@@ -76,6 +76,8 @@ class Command:
         kill_mode = KILL_MODES[launch.kill_mode]
         self.leaves_rest: bool = kill_mode == "process"
         self.in_hosts_session: bool = not launch.session
+        # The kernel begins a child's peak with the guard's: one that is not more can't be told from it.
+        self._guards_peak: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         self._escalation = Escalation(kill_mode, launch.delay_to_sigkill)
 
     @property
@@ -284,9 +286,8 @@ class Command:
     def _report(self, now: float) -> None:
         """Reap the main process, tell the host how it all ended, and let go of the host."""
         pid, status, usage = os.wait4(self.main.pid, os.WNOHANG)
-        # The kernel begins a child's peak with the guard's: one that is not more can't be told from it.
-        is_its_own = usage.ru_maxrss > resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         left = self._alive if pid or self._exited else self._alive | {self.main.pid}
+        not_permitted, unkillable = self._not_permitted, left - self._not_permitted
         self._give_terminal(to_command=False)
         ended = Ended(
             status=status if pid else -1,
@@ -294,7 +295,7 @@ class Command:
             wall=now - self.launched,
             user=usage.ru_utime,
             system=usage.ru_stime,
-            max_rss=usage.ru_maxrss if is_its_own else -1,
+            max_rss=usage.ru_maxrss if usage.ru_maxrss > self._guards_peak else -1,
             minor_faults=usage.ru_minflt,
             major_faults=usage.ru_majflt,
             blocks_read=usage.ru_inblock,
@@ -302,8 +303,8 @@ class Command:
             voluntary_switches=usage.ru_nvcsw,
             involuntary_switches=usage.ru_nivcsw,
             sent=[float(number) for sent in self._sent for number in sent] if self._sent else (),
-            not_permitted=sorted(self._not_permitted)[:_MOST_PIDS],
-            unkillable=sorted(left - self._not_permitted)[:_MOST_PIDS],
+            not_permitted=sorted(not_permitted)[:_MOST_PIDS] if not_permitted else (),
+            unkillable=sorted(unkillable)[:_MOST_PIDS] if unkillable else (),
             cgroup=self.placed.readings().encode() if self.placed else b"",
         )
         if self.placed and self._escalation.state == "gone":

@@ -28,7 +28,7 @@ from muontrap.host.link import StaleGuard, link_for
 from muontrap.host.paths import are_local, candidates
 from muontrap.host.process import Process, layers
 from muontrap.host.results import CompletedProcess
-from muontrap.host.situation import Situation, environment
+from muontrap.host.situation import DIRECTORY, Situation, environment
 from muontrap.host.status import NotPlaced, Status
 from muontrap.host.streams import Streams
 from muontrap.logic.command import PIPE, Command, check_seconds
@@ -264,7 +264,7 @@ class Launcher:
     def _open_directory(self) -> int:
         path = self._command.cwd
         try:
-            return os.open(path or b".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            return os.open(path or b".", DIRECTORY)
         except OSError as error:
             raise OSError(error.errno, error.strerror, path and os.fsdecode(path)) from None
 

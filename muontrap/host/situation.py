@@ -9,6 +9,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from muontrap.logic.steps import Step
 
+# To open one for what is in it, and not to read it.
+DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 # A child of this thread has "pid_for_children" and "time_for_children".
 _NAMESPACES = tuple(sorted(set(os.listdir(b"/proc/self/ns")) - {b"pid", b"time"}))
 _RLIMITS = [number for number in range(16) if number != 10]  # RLIMIT_LOCKS is the tag
@@ -48,7 +50,7 @@ def environment() -> dict[bytes, bytes]:
 
 
 def _namespaces() -> list[bytes]:
-    folder = os.open("/proc/thread-self/ns", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    folder = os.open("/proc/thread-self/ns", DIRECTORY)
     try:
         return [os.readlink(name, dir_fd=folder) for name in _NAMESPACES]
     finally:

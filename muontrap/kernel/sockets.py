@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 # SCM_MAX_FD descriptors and the sender's credentials; or one descriptor.
 _MOST_ANCILLARY = _socket.CMSG_SPACE(253 * 4) + _socket.CMSG_SPACE(12)
 _ANCILLARY = _socket.CMSG_SPACE(2 * 4)
-# CPython's `socket` has no name for it; <bits/socket.h>, the same on every architecture.
-_MSG_CMSG_CLOEXEC = 0x40000000
+# CPython's `socket` has no name for MSG_CMSG_CLOEXEC; <bits/socket.h>, the same on every architecture.
+_FLAGS = _socket.MSG_DONTWAIT | 0x40000000
 
 
 class Truncated(Exception):
@@ -81,15 +81,14 @@ def _attempt(receive: Callable[..., Any], buffer: object, ancillary: int) -> Any
     between (seen 21 times in 150,000).  And ECONNRESET, once, is for what the other end had left
     unread, before what it had sent (unix_release_sock, __skb_try_recv_datagram in the kernel's source).
     """
-    flags = _socket.MSG_DONTWAIT | _MSG_CMSG_CLOEXEC
     try:
-        answer = receive(buffer, ancillary, flags)
+        answer = receive(buffer, ancillary, _FLAGS)
         if answer[0]:
             return answer
     except ConnectionResetError:
         pass
     try:
-        return receive(buffer, ancillary, flags)
+        return receive(buffer, ancillary, _FLAGS)
     except ConnectionResetError:
         return b"", [], 0, None
 
