@@ -71,8 +71,8 @@ class Request(Assembly):
 
     def close(self) -> None:
         """Close the descriptors."""
-        fds, self.fds = self.fds, ()
-        close(fds)
+        close(self.fds)
+        self.fds: Sequence[int] = ()
 
 
 def _is_complete(launch: Launch, source_count: int) -> bool:
