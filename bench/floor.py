@@ -8,8 +8,6 @@ Python of ours.
 from __future__ import annotations
 
 import _socket
-import contextlib
-import fcntl
 import gc
 import os
 import resource
@@ -17,7 +15,6 @@ import select
 import signal
 import struct
 import subprocess
-import termios
 import threading
 from functools import partial
 
@@ -40,8 +37,9 @@ class Guard:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        requests.setsockopt(_socket.SOL_SOCKET, _socket.SO_PASSCRED, 1)
         self.requests = requests
+        self.channels: dict[int, _socket.socket] = {}
+        self.home = os.open("/", os.O_PATH | os.O_DIRECTORY)
         self.epoll = select.epoll()
         self.epoll.register(requests.fileno(), select.EPOLLIN)
         self.children = os.open(f"/proc/self/task/{os.getpid()}/children", os.O_RDONLY)
@@ -56,16 +54,28 @@ class Guard:
             for fd, _ in self.epoll.poll():
                 if fd in self.running:
                     self.end(fd)
+                elif fd == self.requests.fileno():
+                    self.accept()
                 else:
-                    with contextlib.suppress(BlockingIOError):
-                        self.start()
+                    self.start(self.channels[fd])
 
-    def start(self) -> None:
+    def accept(self) -> None:
         data, ancillary, _, _ = self.requests.recvmsg(4096, 200, RECEIVE)
         if not data:
             os._exit(0)
+        fd = struct.unpack("i", ancillary[0][2])[0]
+        self.channels[fd] = _socket.socket(fileno=fd)
+        self.epoll.register(fd, select.EPOLLIN)
+
+    def start(self, channel: _socket.socket) -> None:
+        data, ancillary, _, _ = channel.recvmsg(4096, 200, RECEIVE)
+        if not data:
+            self.epoll.unregister(channel.fileno())
+            del self.channels[channel.fileno()]
+            channel.close()
+            return
         rights = next(content for _, kind, content in ancillary if kind == _socket.SCM_RIGHTS)
-        status, directory, *streams = struct.unpack("5i", rights)
+        directory, *streams = struct.unpack("4i", rights)
         os.pread(self.status, 1 << 14, 0)
         os.fchdir(directory)
         umask = os.umask(0o22)
@@ -82,25 +92,40 @@ class Guard:
         )
         resource.setrlimit(10, (-1, -1))
         os.umask(umask)
-        os.chdir("/")
+        os.fchdir(self.home)
         pidfd = os.pidfd_open(pid)
         resource.getrusage(resource.RUSAGE_SELF)
         self.epoll.register(pidfd, select.EPOLLIN)
-        self.epoll.register(status, select.EPOLLIN)
         for fd in (directory, *streams):
             os.close(fd)
-        self.running[pidfd] = pid, status
+        self.running[pidfd] = pid, channel.fileno()
 
     def end(self, pidfd: int) -> None:
-        pid, status = self.running.pop(pidfd)
-        for fd, size in ((self.children, 65536), (self.children, 65536), (self.loadavg, 256)):
-            os.pread(fd, size, 0)
-        os.wait4(pid, os.WNOHANG)
-        os.write(status, bytes(130))
+        pid, channel = self.running.pop(pidfd)
+        os.pread(self.loadavg, 256, 0)
         os.pread(self.children, 65536, 0)
-        for fd in (pidfd, status):
-            self.epoll.unregister(fd)
-            os.close(fd)
+        os.wait4(pid, os.WNOHANG)
+        os.write(channel, bytes(130))
+        self.epoll.unregister(pidfd)
+        os.close(pidfd)
+
+
+class Channels(threading.local):
+    """The thread's socket to the guard, which is used again and again."""
+
+    channel: _socket.socket | None = None
+
+
+THREAD = Channels()
+
+
+def open_channel(requests: _socket.socket) -> _socket.socket:
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+    theirs.setsockopt(_socket.SOL_SOCKET, _socket.SO_PASSCRED, 1)
+    rights = struct.pack("i", theirs.fileno())
+    requests.sendmsg([b"channel"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
+    theirs.close()
+    return ours
 
 
 def host_calls(requests: _socket.socket) -> None:
@@ -120,21 +145,19 @@ def host_calls(requests: _socket.socket) -> None:
     os.stat(COMMAND[0], dir_fd=directory)
     os.fstat(directory)
     threading.get_native_id()
-    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-    rights = struct.pack("5i", theirs.fileno(), directory, 0, its_out, its_err)
-    requests.sendmsg([bytes(170)], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
-    theirs.close()
+    channel = THREAD.channel = THREAD.channel or open_channel(requests)
+    os.getpid()
+    rights = struct.pack("4i", directory, 0, its_out, its_err)
+    channel.sendmsg([bytes(140)], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
     os.close(directory)
     poll = select.poll()
-    for fd in (ours.fileno(), out, err):
+    for fd in (channel.fileno(), out, err):
         poll.register(fd, select.POLLIN)
     poll.poll(5000)
-    ours.recvmsg(1 << 14, 100, RECEIVE)
-    for fd in (out, err):
-        fcntl.ioctl(fd, termios.FIONREAD, bytearray(4))
+    channel.recvmsg(1 << 14, 100, RECEIVE)
+    poll.poll(0)
     for fd in (its_out, its_err, out, err):
         os.close(fd)
-    ours.close()
 
 
 def main() -> None:
