@@ -53,7 +53,7 @@ OWN = {
 # Small, or C; then `os`, which an interpreter started with -S does not have yet, with what it needs.
 STANDARD = {
     *("__future__", "_cffi_backend", "_posixsubprocess", "_signal", "_socket", "_struct", "errno", "fcntl"),
-    *("gc", "math", "mmap", "resource", "select", "struct", "time"),
+    *("gc", "itertools", "math", "mmap", "resource", "select", "struct", "time"),
     *("_abc", "_collections_abc", "_stat", "abc", "genericpath", "os", "os.path", "posixpath", "stat"),
 }
 HEAVY = ("typing", "dataclasses", "enum", "re", "collections", "signal", "socket", "subprocess")

@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import muontrap.host.delivery
+import muontrap.host.link
 import muontrap.host.pump
 import muontrap.host.status
 from muontrap import PIPE, Launcher, Process
@@ -61,16 +62,24 @@ def wait_both() -> list[threading.Thread]:
     return sorted(ours(), key=lambda thread: thread.name)
 
 
+def close_idle_channels() -> None:
+    guard = muontrap.host.link._links.current
+    while guard and guard._idle:
+        guard._idle.pop().close()
+
+
 @pytest.fixture(autouse=True)
 def nothing_stays() -> Iterator[None]:
     """No thread and no descriptor more than before."""
     muontrap.start_guard()
     join_ours()
     gc.collect()
+    close_idle_channels()
     before = open_fds()
     yield
     gc.collect()
     join_ours()
+    close_idle_channels()
     assert open_fds() == before
 
 
