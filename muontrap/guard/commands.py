@@ -287,7 +287,6 @@ class Command:
         """Reap the main process, tell the host how it all ended, and let go of the host."""
         pid, status, usage = os.wait4(self.main.pid, os.WNOHANG)
         left = self._alive if pid or self._exited else self._alive | {self.main.pid}
-        not_permitted, unkillable = self._not_permitted, left - self._not_permitted
         self._give_terminal(to_command=False)
         ended = Ended(
             status=status if pid else -1,
@@ -302,9 +301,9 @@ class Command:
             blocks_written=usage.ru_oublock,
             voluntary_switches=usage.ru_nvcsw,
             involuntary_switches=usage.ru_nivcsw,
-            sent=[float(number) for sent in self._sent for number in sent] if self._sent else (),
-            not_permitted=sorted(not_permitted)[:_MOST_PIDS] if not_permitted else (),
-            unkillable=sorted(unkillable)[:_MOST_PIDS] if unkillable else (),
+            sent=[float(number) for sent in self._sent for number in sent],
+            not_permitted=sorted(self._not_permitted)[:_MOST_PIDS],
+            unkillable=sorted(left - self._not_permitted)[:_MOST_PIDS],
             cgroup=self.placed.readings().encode() if self.placed else b"",
         )
         if self.placed and self._escalation.state == "gone":

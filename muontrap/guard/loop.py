@@ -123,8 +123,6 @@ class Guard:
     def _tick(self) -> None:
         """Reap, look for what is left of commands, and forget those of which nothing is."""
         changed, self._children_changed = self._children_changed, False
-        if not (changed or self._busy or self._boosted):
-            return
         if changed:
             self._family.reap()
             self._litter = [group for group in self._litter if not group.remove()]
@@ -261,7 +259,7 @@ class Guard:
             raise
         self._last_number = number
         self._family.add(number, main, placed.group if placed else None)
-        channel = request.channel
+        channel = request.channel  # for the handlers, which are not to hold the request's environment
         command = Command(number, launch, channel, main, self._family, placed, began=began)
         command.errors = pipe
         self._commands[number] = command
@@ -277,7 +275,6 @@ class Guard:
             self._executed(command)
         if not command.is_gone:
             self._listen(main.fd, lambda: self._main_exited(command))
-            # And not the request, which has a whole environment.
             self._listen(channel.fileno(), lambda: self._hear(command, channel))
             if placed and placed.oom_kills:
                 self._listen(placed.oom_kills.fd, lambda: self._out_of_memory(command))

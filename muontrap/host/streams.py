@@ -61,8 +61,8 @@ class Pipes:
 
     def close(self) -> None:
         """Close them all; input that the command did not read is lost."""
-        kept, self.kept = self.kept, []
-        list(map(os.close, kept))
+        while self.kept:
+            os.close(self.kept.pop())
         for target, fd in enumerate(self.fds):
             if fd is not None:
                 self.close_one(target)

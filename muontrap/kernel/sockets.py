@@ -95,4 +95,5 @@ def _attempt(receive: Callable[..., Any], buffer: object, ancillary: int) -> Any
 
 def close(fds: Iterable[int]) -> None:
     """Close descriptors that came."""
-    list(map(os.close, fds))
+    for fd in fds:
+        os.close(fd)

@@ -141,21 +141,19 @@ class Escalation:
 
         "late" before the deadline, and "stop" after the end, are no events: they change nothing.
         """
-        before: str = self.state
-        if event == "late":
-            if self.deadline is None or now < self.deadline:
-                return ""
-        elif before == "gone" and event in ("stop", "kill"):
+        if event == "late" and (self.deadline is None or now < self.deadline):
             return ""
+        if self.state == "gone" and event in ("stop", "kill"):
+            return ""
+        before: str = self.state
         self.state, action = self._table[before][event]
-        if self.state == "stopping":
-            if event == "stop" or before == "running":
-                end = now + (self._delay if delay is None else delay)
-                self.deadline = end if self.deadline is None else min(self.deadline, end)
-        elif self.state != "killing":
-            self.deadline = None
-        elif before != "killing":
+        if self.state == "stopping" and (event == "stop" or before == "running"):
+            end = now + (self._delay if delay is None else delay)
+            self.deadline = end if self.deadline is None else min(self.deadline, end)
+        elif self.state == "killing" and before != "killing":
             self.deadline = now + KILL_BOUND
+        elif self.state in ("overdue", "gone"):
+            self.deadline = None
         return action
 
     def progress(self, now: float) -> None:

@@ -13,7 +13,7 @@ itself, the channel is idle after `Ended`, and may have the next `Launch`, with 
 from __future__ import annotations
 
 import struct
-from itertools import compress
+from itertools import compress, repeat
 
 from muontrap.errors import ProtocolError
 from muontrap.logic.steps import NAMES
@@ -108,7 +108,6 @@ class Record:
     _size: ClassVar[int]
     _scalars: ClassVar[list[str]]
     _bodies: ClassVar[list[str]]
-    _empties: ClassVar[list[object]]
     _encoders: ClassVar[list[Encoder]]
     _decoders: ClassVar[list[tuple[str, Decoder]]]
 
@@ -118,10 +117,9 @@ class Record:
         cls._scalars = [name for name, kind in cls.FIELDS.items() if kind in _SCALARS]
         bodies = {name: _BODIES[kind] for name, kind in cls.FIELDS.items() if kind in _BODIES}
         cls._bodies = list(bodies)
-        cls._empties = [empty for _, _, empty in bodies.values()]
         cls._encoders = [encode for encode, _, _ in bodies.values()]
         cls._decoders = [(name, decode) for name, (_, decode, _) in bodies.items()]
-        for name, empty in zip(cls._bodies, cls._empties, strict=True):
+        for name, (_, _, empty) in bodies.items():
             setattr(cls, name, empty)  # what does not travel
         codes = "".join([_SCALARS[cls.FIELDS[name]] for name in cls._scalars]) + "Q" * len(bodies)
         cls._pack = struct.Struct("<B" + codes).pack
@@ -144,7 +142,7 @@ class Record:
     def encode(self) -> bytes:
         """Return the record's bytes."""
         values = self.__dict__
-        given = zip(self._encoders, map(values.get, self._bodies, self._empties), strict=True)
+        given = zip(self._encoders, map(getattr, repeat(self), self._bodies), strict=True)
         bodies = [encode(value) if value else b"" for encode, value in given]
         scalars = map(values.__getitem__, self._scalars)
         return self._pack(self._number, *scalars, *map(len, bodies)) + b"".join(bodies)
