@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 HANDSHAKE_BOUND = 20.0
 # Guard dead: the watch needs milliseconds, or as long as something is in uninterruptible sleep.
 CLEANUP_BOUND = 5.0
+# The guard takes requests at once.  After this long without a word it is asked, and after as long
+# again it is stuck: it is killed, and the watch cleans up.
+STUCK_AFTER = 5.0
 # From the closing of its sockets to its death, a process that exits needs milliseconds.
 _EXIT_BOUND = 1.0
 # Channels kept for the next requests: as many as threads are likely to launch at once.
@@ -109,7 +112,7 @@ class Link:
         channel = self._reuse(data, fds[first:after]) or self._open_channel(data, fds[first:after])
         try:
             for data, first, after in rest:
-                _send(channel, data, fds[first:after])
+                self._send(channel, data, fds[first:after])
         except (BrokenPipeError, ConnectionResetError):
             pass  # why, is there to be read
         except BaseException:
@@ -127,7 +130,7 @@ class Link:
         except IndexError:
             return None  # another thread has it
         try:
-            _send(channel, data, fds)
+            self._send(channel, data, fds)
         except (BrokenPipeError, ConnectionResetError):
             channel.close()
             return None
@@ -141,7 +144,7 @@ class Link:
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         try:
             theirs.setsockopt(_socket.SOL_SOCKET, _socket.SO_PASSCRED, 1)
-            _send(self._requests, data, [theirs.fileno(), *fds])
+            self._send(self._requests, data, [theirs.fileno(), *fds])
         except (BrokenPipeError, ConnectionResetError):
             ours.close()
             raise self.lost("a launch") from None
@@ -151,6 +154,19 @@ class Link:
         finally:
             theirs.close()  # held here, it would hide that the guard takes no more of the request
         return ours
+
+    def _send(self, sock: _socket.socket, data: bytes, fds: list[int]) -> None:
+        """Send a packet; a guard that makes no room for it is stuck."""
+        rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, pack(f"{len(fds)}i", *fds))] if fds else []
+        while True:
+            try:
+                sock.sendmsg([data], rights, _socket.MSG_DONTWAIT)
+                return
+            except BlockingIOError:
+                room = select.poll()
+                room.register(sock, select.POLLOUT)
+                if not room.poll(poll_ms(2 * STUCK_AFTER)):
+                    self.kill_guard()
 
     def take_back(self, channel: _socket.socket) -> None:
         """Keep a channel for another request: the guard has said the end on it, and waits for that."""
@@ -241,11 +257,6 @@ class Link:
             return os.read(self._words, 65536).decode(errors="replace").strip()
         except BlockingIOError:
             return ""
-
-
-def _send(sock: _socket.socket, data: bytes, fds: list[int]) -> None:
-    rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, pack(f"{len(fds)}i", *fds))] if fds else []
-    sock.sendmsg([data], rights)
 
 
 class _Links:

@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 
-from muontrap.host.link import wait_readable
+from muontrap.host.link import STUCK_AFTER, wait_readable
 from muontrap.host.results import CompletedProcess
 from muontrap.kernel.sockets import Truncated, receive
 from muontrap.logic.escalation import KILL_BOUND
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from muontrap.host.link import Link
     from muontrap.logic.command import Command
 
-# The guard takes requests at once.  After this long without a word it is asked, and after as long
-# again it is stuck: it is killed, and the watch cleans up.
-_STUCK_AFTER = 5.0
 # After the grace, and what the guard waits for things that do not die: `run` has promised 0.5 s.
 END_BOUND = KILL_BOUND + 0.05
 
@@ -64,7 +61,7 @@ class Status:
         self._channel = channel
         self._command = command
         self._lock = threading.RLock()
-        self._stuck_at: float | None = time.monotonic() + _STUCK_AFTER
+        self._stuck_at: float | None = time.monotonic() + STUCK_AFTER
         _all.add(weakref.ref(self, _all.discard))
 
     @property
@@ -153,7 +150,7 @@ class Status:
                 self._stuck_at = None
                 self.link.kill_guard()
             else:
-                self._stuck_at = now + _STUCK_AFTER
+                self._stuck_at = now + STUCK_AFTER
                 self._pinged = True
                 self._tell(Ping())
         return deadline is not None and now >= deadline
