@@ -1009,8 +1009,8 @@ def test_a_finalizer_may_interrupt_who_asks_for_its_own_command(
         process.kill()
     errors: list[BaseException] = []
 
-    def interrupted(channel: Any) -> Any:
-        packet = receive(channel)
+    def interrupted(*args: Any) -> Any:
+        packet = receive(*args)
         with pytest.raises(RuntimeError, match="this finalizer can't ask") as caught:
             act(process)
         errors.append(caught.value)

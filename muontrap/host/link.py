@@ -240,7 +240,7 @@ class Link:
         if not wait_readable([self._requests.fileno()], HANDSHAKE_BOUND):
             raise GuardError(f"{executable!r} did not become a guard within {HANDSHAKE_BOUND:g} s")
         try:
-            packet = receive(self._requests)
+            packet = receive(self._requests, [])
         except Truncated as error:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from error
         self._pidfds = packet.fds

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from muontrap.errors import GuardDied
     from muontrap.host.cgroups import Placing
     from muontrap.host.link import Link
+    from muontrap.kernel.sockets import Answer
     from muontrap.logic.command import Command
 
 # After the grace, and what the guard waits for things that do not die: `run` has promised 0.5 s.
@@ -61,6 +62,7 @@ class Status:
         self._channel = channel
         self._command = command
         self._lock = threading.RLock()
+        self._answers: list[Answer] = []  # what has come and was not taken
         self._stuck_at: float | None = time.monotonic() + STUCK_AFTER
         _all.add(weakref.ref(self, _all.discard))
 
@@ -193,7 +195,7 @@ class Status:
 
     def _read_record(self) -> None:
         try:
-            packet = receive(self._channel)
+            packet = receive(self._channel, self._answers)
         except BlockingIOError:
             return
         except Truncated:  # no descriptor was left in this process for the pidfd
@@ -201,15 +203,17 @@ class Status:
             self.ask(0.0, b"stopped")
             return
         self._take(decode(packet.data) if packet.data else None, packet.fds)
+        self._answers.clear()
 
     def _take(self, record: Record | None, fds: Sequence[int]) -> None:
-        first, self._stuck_at = self._stuck_at is not None, None
+        """Note what the guard has said; once more, if that was interrupted."""
+        self._stuck_at = None
         if isinstance(record, Ended):
             if self._lost_pidfd:
                 self._failure = self._error(errno.EMFILE, "descriptors")
             else:
                 self.result = CompletedProcess(self._command.args, record, self.placing)
-        elif record is None and first and self.link.survives():
+        elif record is None and self.link.survives():
             self._failure = self._error(errno.EMFILE, "descriptors")  # the guard could not take the request's
         elif record is None:
             self._failure = self.link.lost(f"command {self._command.args!r}")

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from typing import Any
 
-    Ancillary = tuple[int, int, bytes]
+    # Of recvmsg(2): data, or how many bytes; (level, kind, content) of what came with them; flags; address.
+    Answer = tuple[Any, list[tuple[int, int, bytes]], int, Any]
 
 # SCM_MAX_FD descriptors and the sender's credentials; or one descriptor.
 _MOST_ANCILLARY = _socket.CMSG_SPACE(253 * 4) + _socket.CMSG_SPACE(12)
@@ -45,28 +46,35 @@ _longest = bytearray(LONGEST)
 
 def receive_longest(sock: _socket.socket) -> Packet:
     """Take a packet of up to `LONGEST` bytes, as `receive` does; not for two threads at once."""
-    size, ancillary, flags, _ = _attempt(sock.recvmsg_into, [_longest], _MOST_ANCILLARY)
-    return _packet(bytes(memoryview(_longest)[: size or 0]), ancillary, flags)
+    answers: list[Answer] = []
+    _attempt(sock.recvmsg_into, [_longest], _MOST_ANCILLARY, answers)
+    return _packet(bytes(memoryview(_longest)[: answers[0][0]]), answers)
 
 
-def receive(sock: _socket.socket) -> Packet:
+def receive(sock: _socket.socket, answers: list[Answer]) -> Packet:
     """Take one packet of up to 16 KiB, with two descriptors at most; no data mean end of file.
 
     Raises `BlockingIOError` when there is none, `Truncated` when descriptors are missing; then
     all that came are closed.
+
+    Args:
+        answers: empty.  What has come is there until the caller clears it, and comes again if it does not:
+            a signal's handler may raise between any two steps of Python, and no packet may be lost in that.
     """
-    data, ancillary, flags, _ = _attempt(sock.recvmsg, 1 << 14, _ANCILLARY)
-    return _packet(data, ancillary, flags)
+    _attempt(sock.recvmsg, 1 << 14, _ANCILLARY, answers)
+    return _packet(answers[0][0], answers)
 
 
-def _packet(data: bytes, ancillary: list[Ancillary], flags: int) -> Packet:
+def _packet(data: bytes, answers: list[Answer]) -> Packet:
     packet, sender = Packet(data), b""
+    _, ancillary, flags, _ = answers[0]
     for _, kind, content in ancillary:  # of SOL_SOCKET, each kind once
         if kind == _socket.SCM_RIGHTS:
             packet.fds = memoryview(content).cast("i").tolist()
         else:
             sender = content
     if flags & _socket.MSG_CTRUNC:
+        answers.clear()  # first, for a number that is closed may be another's the next time
         close(packet.fds)
         raise Truncated
     if sender:
@@ -74,23 +82,22 @@ def _packet(data: bytes, ancillary: list[Ancillary], flags: int) -> Packet:
     return packet
 
 
-def _attempt(receive: Callable[..., Any], buffer: object, ancillary: int) -> Any:
+def _attempt(receive: Callable[..., Answer], buffer: object, ancillary: int, answers: list[Answer]) -> None:
     """Receive; nothing, or ECONNRESET, may be the end, or come before a packet that is still there.
 
     The kernel looks at the queue, then at the shutdown: the other end may have sent and closed in
     between (seen 21 times in 150,000).  And ECONNRESET, once, is for what the other end had left
     unread, before what it had sent (unix_release_sock, __skb_try_recv_datagram in the kernel's source).
     """
-    try:
-        answer = receive(buffer, ancillary, _FLAGS)
-        if answer[0]:
-            return answer
-    except ConnectionResetError:
-        pass
-    try:
-        return receive(buffer, ancillary, _FLAGS)
-    except ConnectionResetError:
-        return b"", [], 0, None
+    for is_last in (False, True):
+        if answers and answers[0][0]:
+            return
+        try:
+            # One step of Python, from recvmsg(2) to the list.
+            answers[:] = map(receive, (buffer,), (ancillary,), (_FLAGS,))
+        except ConnectionResetError:
+            if is_last:
+                answers[:] = [(b"", [], 0, None)]
 
 
 def close(fds: Iterable[int]) -> None:
