@@ -90,10 +90,9 @@ def _groups(
 def _refuse_root(command: Command, identity: Identity) -> None:
     for option, number in (("user", identity.uid), ("group", identity.gid)):
         if number == 0:
-            raise ValueError(
-                f"{option} {getattr(command, option) or command.user!r} is {option[0]}id 0: "
-                "pass allow_root=True if that is meant"
-            )
+            given = getattr(command, option)
+            named = f"the primary group of user {command.user!r}" if given is None else f"{option} {given!r}"
+            raise ValueError(f"{named} is {option[0]}id 0: pass allow_root=True if that is meant")
     if command.extra_groups and 0 in (identity.groups or ()):
         raise ValueError(
             f"extra_groups {command.extra_groups!r} has gid 0: pass allow_root=True if that is meant"

@@ -264,9 +264,9 @@ class Launcher:
     def _open_directory(self) -> int:
         path = self._command.cwd
         try:
-            return os.open(path or b".", DIRECTORY)
+            return os.open(b"." if path is None else path, DIRECTORY)
         except OSError as error:
-            raise OSError(error.errno, error.strerror, path and os.fsdecode(path)) from None
+            raise OSError(error.errno, error.strerror, None if path is None else os.fsdecode(path)) from None
 
     def _plan(
         self,
@@ -280,12 +280,11 @@ class Launcher:
     ) -> Launch:
         command = self._command
         inherits, env = self._environment(link)
-        program = command.executable or command.argv[0]
-        if not program:
+        if not command.program:
             raise self._refused(errno.EACCES)
         path = env.get(b"PATH", link.environment.get(b"PATH") if inherits else None)
         try:
-            found = candidates(program, path, directory)
+            found = candidates(command.program, path, directory)
         except OSError as error:
             raise self._refused(error.errno or 0) from None
         steps = in_order(self._steps(situation, link, streams, placing))
@@ -355,8 +354,7 @@ class Launcher:
 
     def _refused(self, code: int) -> OSError:
         """Return what `subprocess` raises for a program that can't be executed."""
-        program = self._command.executable or self._command.argv[0]
-        return OSError(code, os.strerror(code), os.fsdecode(program))
+        return OSError(code, os.strerror(code), os.fsdecode(self._command.program))
 
 
 def _sinks() -> ModuleType:

@@ -237,9 +237,8 @@ class Status:
     def _error(self, code: int, step: str) -> OSError:
         """Return the exception that `subprocess` would raise; it names the step where that could not."""
         text = os.strerror(code) if step in ("execve", "chdir") else f"{os.strerror(code)} (at {step})"
-        program = self._command.executable or self._command.argv[0]
         directory = self._command.cwd or b"."
-        return OSError(code, text, os.fsdecode(directory if step == "chdir" else program))
+        return OSError(code, text, os.fsdecode(directory if step == "chdir" else self._command.program))
 
 
 # Of a forked child's parent: what the child must not hold open.  A WeakSet is Python, at each launch.

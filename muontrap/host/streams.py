@@ -92,8 +92,7 @@ class Streams:
             for target, value in enumerate((command.stdin, command.stdout, command.stderr)):
                 self._add(target, value)
             for fd in command.pass_fds:
-                os.fstat(fd)  # EBADF at once for one that is not open
-                self.sources.setdefault(fd, fd)
+                self.sources.setdefault(fd, _checked("pass_fds", fd))
             if command.stdio_window is not None:
                 self.pipes.share(command.stdio_window)
         except BaseException:
@@ -139,7 +138,17 @@ class Streams:
             self.sources[target] = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
             self._temporary.append(self.sources[target])
         else:
-            self.sources[target] = value if isinstance(value, int) else value.fileno()
+            fd = value if isinstance(value, int) else value.fileno()
+            self.sources[target] = _checked(("stdin", "stdout", "stderr")[target], fd)
+
+
+def _checked(name: str, fd: int) -> int:
+    """Return a descriptor, or raise for one that is not open."""
+    try:
+        os.fstat(fd)
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror} (descriptor {fd} in {name})") from None
+    return fd
 
 
 def _is_inherited(fd: int) -> bool:

@@ -124,6 +124,11 @@ class Command:
         return self.cgroup is True or any(map(vars(self).get, _FOR_CGROUPS))
 
     @property
+    def program(self) -> bytes:
+        """The file to execute."""
+        return self.argv[0] if self.executable is None else self.executable
+
+    @property
     def is_text(self) -> bool:
         """Whether streams are text, as `subprocess` decides it."""
         return bool(self.text or self.encoding or self.errors)

@@ -22,6 +22,8 @@ FAILURES: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "exec-format": (["{folder}/garbage"], {}),
     "empty-program": (["{folder}/void"], {}),
     "executable-option": (["true"], {"executable": "/no/such/executable"}),
+    "empty-executable": (["true"], {"executable": ""}),
+    "empty-cwd": (["/bin/true"], {"cwd": ""}),
     "no-such-cwd": (["/bin/true"], {"cwd": "/no/such/folder"}),
     "cwd-is-a-file": (["/bin/true"], {"cwd": "{folder}/plain"}),
     "cwd-and-program-missing": (["/no/such/program"], {"cwd": "/no/such/folder"}),
@@ -40,6 +42,7 @@ FAILURES: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "more-arguments-than-a-request-has-room-for": (["/bin/true", *(700 * [100_000 * "x"])], {}),
     "environment-too-long": (["/bin/true"], {"env": {"A": 200_000 * "x"}}),
     "closed-descriptor": (["/bin/true"], {"stdout": 987}),
+    "closed-descriptor-to-pass": (["/bin/true"], {"pass_fds": [987]}),
     "argument-is-no-string": (["/bin/echo", 1], {}),
 }
 

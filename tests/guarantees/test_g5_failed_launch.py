@@ -114,6 +114,12 @@ def test_bad_input_starts_nothing_not_even_a_guard(arena: Arena) -> None:
     arena.assert_left({started.pid})
 
 
+@pytest.mark.parametrize("option", ["stdin", "stdout", "stderr", "pass_fds"])
+def test_the_descriptor_that_is_not_open_is_named(option: str) -> None:
+    with pytest.raises(OSError, match=rf"descriptor 987 in {option}"):
+        muontrap.run(["true"], **{option: [987] if option == "pass_fds" else 987})
+
+
 # --- The machine refuses
 
 

@@ -170,11 +170,29 @@ def test_no_new_privileges(arena: Arena) -> None:
     assert status["Uid"] == 4 * [str(pwd.getpwnam("nobody").pw_uid)]
 
 
-@pytest.mark.parametrize("options", [{"user": 0}, {"user": "root"}, {"group": 0}, {"group": "root"}])
-def test_root_is_refused_unless_the_caller_says_so(arena: Arena, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"user": 0}, "user 0 is uid 0"),
+        ({"user": "root"}, "user 'root' is uid 0"),
+        ({"group": 0}, "group 0 is gid 0"),
+        ({"group": "root"}, "group 'root' is gid 0"),
+        ({"user": "root", "group": 65534}, "user 'root' is uid 0"),
+        ({"user": "nobody", "group": 0}, "group 0 is gid 0"),
+    ],
+)
+def test_root_is_refused_unless_the_caller_says_so(
+    arena: Arena, options: dict[str, Any], named: str
+) -> None:
     answer = run_as(arena, ["/usr/bin/id", "-u"], **options)
     assert "ValueError" in answer["raised"]
-    assert "allow_root" in answer["text"]
+    assert answer["text"] == f"{named}: pass allow_root=True if that is meant"
+
+
+def test_a_group_that_nobody_named_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pwd, "getpwnam", lambda name: pwd.struct_passwd((name, "", 11, 0, "", "/", "")))
+    with pytest.raises(ValueError, match="^the primary group of user 'operator' is gid 0"):
+        muontrap.run(["true"], user="operator")
 
 
 @pytest.mark.parametrize("options", [{"user": 0}, {"user": "root"}, {"group": 0}])
