@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from arena import BOUND, Arena, is_alive, wait_readable
-from hostlib import GRACE, hear, kind, muontrap, open_fds, say
+from hostlib import GRACE, close_idle_channels, hear, kind, muontrap, open_fds, say
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -60,12 +60,6 @@ def wait_both() -> list[threading.Thread]:
     while len(ours()) < 2:
         assert time.monotonic() < deadline
     return sorted(ours(), key=lambda thread: thread.name)
-
-
-def close_idle_channels() -> None:
-    guard = muontrap.host.link._links.current
-    while guard and guard._idle:
-        guard._idle.pop().close()
 
 
 @pytest.fixture(autouse=True)
@@ -930,8 +924,9 @@ def interrupting_host(*, step: int, most: int, events: list[str]) -> None:
         sys.setprofile(None)
         threading.setprofile(None)
         released.clear()
-        say(first=first, is_over=not armed, wrong=wrong)
-        if armed:
+        is_over = not armed  # asked once: another thread may still take it
+        say(first=first, is_over=is_over, wrong=wrong)
+        if not is_over:
             break
     armed.clear()
     for pidfd in pidfds:

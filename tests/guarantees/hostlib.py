@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 import muontrap
+import muontrap.host.link
 
 NOBODY = 65534
 GRACE = 0.1  # seconds between SIGTERM and SIGKILL in these hosts
@@ -60,6 +61,13 @@ def kind(call: Callable[[], Any]) -> list[Any]:
         name = type(error).__name__ if bases[0] in (Exception, RuntimeError) else bases[0].__name__
         return [name, getattr(error, "errno", None), os.fspath(getattr(error, "filename", None) or "")]
     return ["returned"]
+
+
+def close_idle_channels() -> None:
+    """Let a comparison of what is open not see how many commands ran at a time."""
+    guard = muontrap.host.link._links.current
+    while guard and guard._idle:
+        guard._idle.pop().close()
 
 
 def open_fds() -> list[str]:

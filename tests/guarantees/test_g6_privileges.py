@@ -181,9 +181,7 @@ def test_no_new_privileges(arena: Arena) -> None:
         ({"user": "nobody", "group": 0}, "group 0 is gid 0"),
     ],
 )
-def test_root_is_refused_unless_the_caller_says_so(
-    arena: Arena, options: dict[str, Any], named: str
-) -> None:
+def test_root_is_refused_unless_the_caller_says_so(arena: Arena, options: dict[str, Any], named: str) -> None:
     answer = run_as(arena, ["/usr/bin/id", "-u"], **options)
     assert "ValueError" in answer["raised"]
     assert answer["text"] == f"{named}: pass allow_root=True if that is meant"
@@ -191,7 +189,7 @@ def test_root_is_refused_unless_the_caller_says_so(
 
 def test_a_group_that_nobody_named_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pwd, "getpwnam", lambda name: pwd.struct_passwd((name, "", 11, 0, "", "/", "")))
-    with pytest.raises(ValueError, match="^the primary group of user 'operator' is gid 0"):
+    with pytest.raises(ValueError, match=r"^the primary group of user .operator. is gid 0:"):
         muontrap.run(["true"], user="operator")
 
 

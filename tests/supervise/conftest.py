@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 from arena import BOUND
-from hostlib import muontrap, open_fds
+from hostlib import close_idle_channels, muontrap, open_fds
 
 
 class _Complaints(logging.Handler):
@@ -47,6 +47,7 @@ def nothing_stays() -> Iterator[None]:
     muontrap.start_guard()
     _join_ours()
     gc.collect()
+    close_idle_channels()
     before = open_fds()
     complaints = _Complaints()
     logging.getLogger("muontrap.supervisor").addHandler(complaints)
@@ -54,6 +55,7 @@ def nothing_stays() -> Iterator[None]:
         yield
         _join_ours()
         gc.collect()
+        close_idle_channels()
     finally:
         logging.getLogger("muontrap.supervisor").removeHandler(complaints)
     assert open_fds() == before
