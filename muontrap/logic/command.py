@@ -126,7 +126,8 @@ class Command:
     @property
     def program(self) -> bytes:
         """The file to execute."""
-        return self.argv[0] if self.executable is None else self.executable
+        program: bytes = self.argv[0] if self.executable is None else self.executable
+        return program
 
     @property
     def is_text(self) -> bool:
