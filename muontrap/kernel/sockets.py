@@ -48,7 +48,7 @@ def receive_longest(sock: _socket.socket) -> Packet:
     """Take a packet of up to `LONGEST` bytes, as `receive` does; not for two threads at once."""
     answers: list[Answer] = []
     _attempt(sock.recvmsg_into, [_longest], _MOST_ANCILLARY, answers)
-    return _packet(bytes(memoryview(_longest)[: answers[0][0]]), answers)
+    return _packet(bytes(memoryview(_longest)[: answers[0][0] or 0]), answers)
 
 
 def receive(sock: _socket.socket, answers: list[Answer]) -> Packet:
@@ -58,8 +58,8 @@ def receive(sock: _socket.socket, answers: list[Answer]) -> Packet:
     all that came are closed.
 
     Args:
-        answers: empty.  What has come is there until the caller clears it, and comes again if it does not:
-            a signal's handler may raise between any two steps of Python, and no packet may be lost in that.
+        answers: where what has come is until the caller clears it; till then it comes again: a signal's
+            handler may raise between any two steps of Python, and no packet may be lost in that.
     """
     _attempt(sock.recvmsg, 1 << 14, _ANCILLARY, answers)
     return _packet(answers[0][0], answers)
