@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 # To open one for what is in it, and not to read it.
 DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 # A child of this thread has "pid_for_children" and "time_for_children".
-_NAMESPACES = tuple(sorted(set(os.listdir(b"/proc/self/ns")) - {b"pid", b"time"}))
+_KINDS = (b"cgroup", b"ipc", b"mnt", b"net", b"pid_for_children", b"time_for_children", b"user", b"uts")
+# One by one: whoever has changed its ids may not list the folder (not "dumpable", prctl(2)).
+_NAMESPACES = tuple(kind for kind in _KINDS if os.path.lexists(b"/proc/self/ns/" + kind))
 _RLIMITS = [number for number in range(16) if number != 10]  # RLIMIT_LOCKS is the tag
 
 

@@ -182,6 +182,6 @@ def _open(fd: int, mode: str, command: Command) -> IO[Any]:
             encoding=command.encoding,
             errors=command.errors,
             line_buffering=line_buffered,
-            write_through=line_buffered,
+            write_through=True,
         )
     return file

@@ -9,11 +9,14 @@ import resource
 import shutil
 import signal
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from arena import BOUND, Arena
 from commands import ORDINARY, ordinary_user, python_for_anybody
 from hostlib import GRACE, NOBODY, Any, hear, kind, muontrap, say, subprocess, threading, time
+
+from muontrap.host import situation
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="needs root")
 
@@ -420,3 +423,17 @@ def test_a_command_of_another_user_cannot_touch_its_guard(arena: Arena) -> None:
     arena.wait_ready()
     assert arena.words.split()[:2] == ["ready", "1"]
     arena.the("muontrap-guard")
+
+
+def test_a_host_that_has_dropped_root_before_its_first_launch_sees_where_it_is() -> None:
+    """Its /proc/self is root's then."""
+    code = compile(Path(situation.__file__).read_text("utf-8"), "situation", "exec")
+    child = os.fork()
+    if not child:
+        os.setgroups([])
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+        names: dict[str, Any] = {"__name__": "situation"}
+        exec(code, names)
+        os._exit(0 if names["Situation"]().place == situation.Situation().place else 1)
+    assert os.waitpid(child, 0)[1] == 0

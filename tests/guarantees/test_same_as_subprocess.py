@@ -225,3 +225,12 @@ def test_a_raised_priority_is_not_inherited(arena: Arena) -> None:
     started.hear()
     arena.wait_ready()
     assert started.ask("go") == {"found": ["0 0\n"]}
+
+
+def test_unbuffered_text_reaches_the_command_at_once() -> None:
+    cat = muontrap.Launcher(["cat"], stdin=muontrap.PIPE, stdout=muontrap.PIPE, text=True, bufsize=0)
+    with cat.launch() as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("x\n")
+        assert process.stdout.readline() == "x\n"
