@@ -228,7 +228,10 @@ def _stream(name: str, value: Any) -> Any:
 def _codec(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a string, not {value!r}")
-    (codecs.lookup if name == "encoding" else codecs.lookup_error)(value)
+    if name == "errors":
+        codecs.lookup_error(value)
+    elif value != "locale":  # which is the host's, to `open`
+        "".encode(value)  # refuses also what is no encoding of text: "hex"
     return value
 
 

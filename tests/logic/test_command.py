@@ -63,6 +63,7 @@ REFUSED: list[tuple[str, Any, type[Exception], str]] = [
     ("extra_groups", "wheel", TypeError, "extra_groups.*'wheel'"),
     ("extra_groups", 4, TypeError, "extra_groups.*4"),
     ("extra_groups", [4, -1], ValueError, r"extra_groups\[1\].*-1"),
+    ("encoding", "hex", LookupError, "not a text encoding"),
     ("allow_root", 1, TypeError, "allow_root.*1"),
     ("umask", 0o1000, ValueError, "umask.*512"),
     ("umask", -1, ValueError, "umask.*-1"),
