@@ -376,6 +376,8 @@ class Guard:
         try:
             packet = sockets.receive_longest(channel)
             sockets.close(packet.fds)
+            if packet.data and packet.sender != self._host.pid:
+                return  # a child that the host forked without Python's knowing
             self._busy[command.number] = command
             command.hear(packet.data, time.monotonic())
         except (BlockingIOError, sockets.Truncated, ProtocolError):

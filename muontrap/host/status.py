@@ -180,8 +180,11 @@ class Status:
             os.close(pidfd)
 
     def give_back(self) -> None:
-        """Let go of a command that has ended; its channel is for another if nothing can be left on it."""
-        if self.result and not self.result.unkillable and not self._has_told:
+        """Let go of a command that has ended; its channel is for another if the guard is done with it too."""
+        result = self.result
+        # The guard goes on hunting what it could not end, and a main process without a status lives.
+        is_hunted = result is None or result.returncode is None or result.unkillable or result.not_permitted
+        if not (is_hunted or self._has_told):
             self.link.take_back(self._channel)
         else:
             self.close()

@@ -14,7 +14,8 @@ import pytest
 
 import muontrap
 from muontrap.host import link
-from muontrap.logic.wire import Launch, packets
+from muontrap.host.status import Status
+from muontrap.logic.wire import Launch, Signal, packets
 
 
 def launch(**changes: object) -> bytes:
@@ -124,3 +125,45 @@ def test_a_child_forked_without_pythons_knowing_can_not_launch_over_it(is_host: 
     os.close(reading)
     assert bool(link.wait_readable([channel.fileno()], 0)) == is_host
     channel.close()
+
+
+@pytest.mark.parametrize(
+    "left",
+    [{"returncode": None}, {"unkillable": (1,)}, {"not_permitted": (1,)}],
+    ids=lambda left: next(iter(left)),
+)
+def test_one_of_a_command_that_is_still_hunted_has_no_other(
+    monkeypatch: pytest.MonkeyPatch, left: dict[str, object]
+) -> None:
+    """The guard still listens on it for that command: the next launch would not be heard."""
+    muontrap.run(["true"])
+    used = idle()[-1]
+    give_back = Status.give_back
+
+    def with_something_left(status: Status) -> None:
+        vars(status.result).update(left)
+        give_back(status)
+
+    monkeypatch.setattr(Status, "give_back", with_something_left)
+    muontrap.run(["true"])
+    assert used not in idle()
+
+
+def test_a_child_forked_without_pythons_knowing_can_not_signal_a_command_over_it() -> None:
+    muontrap.run(["true"])
+    guard = link._links.current
+    assert guard is not None
+    channel = socket.socket(fileno=os.dup(idle()[-1]))
+    asked, answer = os.pipe()
+    with ThreadPoolExecutor(1) as pool, channel:
+        script = f"echo >/dev/fd/{answer}; sleep 0.3; exit 3"
+        command = pool.submit(muontrap.run, ["sh", "-c", script], pass_fds=[answer])
+        os.read(asked, 1)
+        child = ctypes.CDLL(None).fork()
+        if not child:
+            channel.send(Signal(signum=9).encode())
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert command.result(10).returncode == 3
+    os.close(asked)
+    os.close(answer)
