@@ -589,7 +589,7 @@ def test_a_process_that_is_closed_has_nothing_to_read() -> None:
     with Launcher(["/bin/true"], stdout=PIPE).launch() as process:
         pass
     for read in (process.chunks, process.lines):
-        with pytest.raises(ValueError, match="no stream is PIPE and open"):
+        with pytest.raises(ValueError, match="the Process was closed"):
             read()
 
 

@@ -204,7 +204,7 @@ class Guard:
             return
         if not packet.data:
             self._drop(request)
-        elif packet.sender == self._host.pid:
+        elif packet.sender == self._host.pid and not self._host_gone:
             self._feed(request, packet)
         else:
             sockets.close(packet.fds)

@@ -23,7 +23,7 @@ class Identity:
     uid: int | None = None
     gid: int | None = None
     groups: list[int] | None = None
-    variables: Mapping[bytes, bytes] = {}
+    variables: Mapping[bytes, bytes | None] = {}
 
     def __init__(self, command: Command) -> None:
         if not _OPTIONS.isdisjoint(vars(command)):
@@ -45,6 +45,8 @@ class Identity:
                 b"LOGNAME": os.fsencode(account.pw_name),
                 b"SHELL": os.fsencode(account.pw_shell or "/bin/sh"),
             }
+        elif command.user is not None:
+            self.variables = dict.fromkeys((b"HOME", b"USER", b"LOGNAME", b"SHELL"))  # not the host's
         if not command.allow_root:
             _refuse_root(command, self)
 

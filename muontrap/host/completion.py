@@ -11,8 +11,6 @@ from muontrap.host.status import END_BOUND
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from muontrap.host.results import CompletedProcess
 
 
@@ -21,7 +19,9 @@ class Completion(Exchange):
 
     _is_late = False
 
-    def run(self, input: Any, deadline: float | None, timeout: float | None) -> CompletedProcess:
+    def run(
+        self, input: memoryview | None, deadline: float | None, timeout: float | None
+    ) -> CompletedProcess:
         """Communicate until nothing is left; end the command at the deadline, `timeout` s after the call.
 
         Raises:
@@ -44,7 +44,7 @@ class Completion(Exchange):
         result.stdout, result.stderr = so_far = self.so_far()
         try:
             result.stdout, result.stderr = self.decoded(so_far)
-        except UnicodeDecodeError as error:
+        except UnicodeError as error:
             error.result = result  # type: ignore[attr-defined]
             raise
         return result

@@ -55,7 +55,6 @@ class Reader:
         self._sinks: dict[int, Sink] = {}  # of the streams that are not at their end, by descriptor
         for target, sink in sinks.items():
             fd = pipes.fds[target]
-            assert fd is not None
             os.set_blocking(fd, False)
             self._sinks[fd] = sink
         self._caller: int | None = None  # the thread in which a callback is called

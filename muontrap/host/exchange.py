@@ -10,7 +10,7 @@ import time
 
 from muontrap.errors import GuardDied
 from muontrap.host.link import poll_for, poll_ms
-from muontrap.host.streams import CHUNK, codec, left_in
+from muontrap.host.streams import CHUNK, codec, encoded, left_in, read_ahead
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,26 +57,42 @@ class Exchange:
         self._kept: dict[int, io.BytesIO] = {}  # by target: what has no sink, and is returned
         self._open: dict[int, Callable[[bytes], object]] = {}  # by descriptor: what takes the bytes
         for target in (1, 2):
-            fd = pipes.fds[target]
-            if fd is None:
+            if target not in pipes.fds:
                 continue
-            if target in self._sinks:
-                self._open[fd] = self._sinks[target].take
-            else:
-                self._kept[target] = kept = io.BytesIO()
-                self._open[fd] = kept.write
+            kept = None
+            if target not in self._sinks:
+                kept = self._kept[target] = io.BytesIO()
+            fd = pipes.fd(target)
+            if fd is not None:
+                self._open[fd] = kept.write if kept else self._sinks[target].take
         self._size = min(pipes.window, CHUNK) if sinks else CHUNK  # what is kept is handled when it is read
         if self._open and command.inactivity_timeout:
             self._patience = command.patience(time.monotonic())
 
-    def feed(self, data: Any) -> None:
+    def communicate(self, data: Any) -> None:
+        """Take what to write, which can be said once, and what the user's file objects have read ahead.
+
+        Raises:
+            TypeError, ValueError: that can't be written.
+        """
+        if data is not None:
+            written = encoded(self._command, data)
+            if written and self._input is not None:
+                raise ValueError("input can't be given again: communicate goes on with the first")
+            if written and self._pipes.fd(0) is None:
+                raise ValueError("there is input, but stdin is not PIPE, or was closed")
+        for target, kept in self._kept.items():
+            file = self._pipes.files[target]
+            if file and not file.closed:
+                kept.write(read_ahead(self._command, file))
+        self.feed(None if data is None else written)
+
+    def feed(self, data: memoryview | None) -> None:
         """Take what to write, the first time; no data close the command's stdin."""
-        stdin, file = self._pipes.fds[0], self._pipes.files[0]
-        if stdin is None or self._input is not None or (file and file.closed):
+        stdin, file = self._pipes.fd(0), self._pipes.files[0]
+        if stdin is None or self._input is not None:
             return
-        if isinstance(data, str):
-            data = data.encode(*codec(self._command))
-        self._input = memoryview(data or b"").cast("B")
+        self._input = data or memoryview(b"")
         if file:
             try:
                 file.flush()
@@ -104,7 +120,7 @@ class Exchange:
     def _move(self, deadline: float | None) -> bool:
         word = self._status.fileno()
         poll = poll_for([word, *self._open])
-        stdin = self._pipes.fds[0] if self._input else None
+        stdin = self._pipes.fd(0) if self._input else None
         if stdin is not None:
             poll.register(stdin, select.POLLOUT)
         while True:
@@ -139,7 +155,8 @@ class Exchange:
     def decoded(self, outputs: tuple[bytes | None, bytes | None]) -> tuple[Any, Any]:
         """Return stdout and stderr, decoded if the command's streams are text.
 
-        `UnicodeDecodeError` has the stream's bytes in its `object`.
+        Raises:
+            UnicodeError: it can't be; mostly a `UnicodeDecodeError`, with the stream's bytes in its `object`.
         """
         if not self._command.is_text:
             return outputs
@@ -174,9 +191,10 @@ class Exchange:
         if data is None:
             return None
         encoding, errors = codec(self._command)
-        # `max_output` may have cut a character: that is left out.
-        is_whole = not (self._cap and self._cap.is_exceeded)
-        text = codecs.getincrementaldecoder(encoding)(errors).decode(data, is_whole)
+        if self._cap and self._cap.is_exceeded:  # which may have cut a character: that is left out
+            text = codecs.getincrementaldecoder(encoding)(errors).decode(data)
+        else:
+            text = data.decode(encoding, errors)
         return text.replace("\r\n", "\n").replace("\r", "\n")
 
     def _read(self, fd: int, size: int) -> int:

@@ -30,7 +30,7 @@ from muontrap.host.process import Process, layers
 from muontrap.host.results import CompletedProcess
 from muontrap.host.situation import DIRECTORY, Situation, environment
 from muontrap.host.status import NotPlaced, Status
-from muontrap.host.streams import Streams
+from muontrap.host.streams import Streams, encoded
 from muontrap.logic.command import PIPE, Command, check_seconds
 from muontrap.logic.escalation import KILL_MODES
 from muontrap.logic.steps import can_spawn, in_order
@@ -77,13 +77,13 @@ class Launcher:
     _command: Command
     _identity: Identity
 
-    def __init__(self, args: Args, /, **options: Unpack[Options]) -> None:
+    def __init__(self, args: Args, **options: Unpack[Options]) -> None:
         command = Command(args, **options)
         self.__dict__.update(_options=options, _command=command, _identity=Identity(command))
 
     @property
     def args(self) -> Args:
-        """The program and its arguments, as given."""
+        """The program and its arguments, as given: a tuple, or a list of its own."""
         args: Args = self._command.args
         return args
 
@@ -181,7 +181,7 @@ class Launcher:
         deadline = None if timeout is None else time.monotonic() + timeout
         if max_output_policy not in CAP_POLICIES:
             raise ValueError(f"max_output_policy must be 'stop' or 'drop', not {max_output_policy!r}")
-        command, cap = self._with_pipes(input, capture_output), None
+        (command, written), cap = self._with_pipes(input, capture_output), None
         sinks: dict[int, Sink] = {}
         if into is not None:
             command, sinks = _sinks().direct(command, into)
@@ -191,7 +191,7 @@ class Launcher:
         def run(command: Command) -> CompletedProcess:
             _, pipes, status = launched = self._launch(command, announce=False)
             try:
-                result = Completion(*launched, sinks, cap).run(input, deadline, timeout)
+                result = Completion(*launched, sinks, cap).run(written, deadline, timeout)
             except BaseException:
                 with Process(*launched):
                     raise
@@ -211,20 +211,19 @@ class Launcher:
         shown = [f"{name}={value!r}" for name, value in self._options.items() if not name.startswith("env")]
         return f"Launcher({', '.join([repr(self.args), *shown])})"
 
-    def _with_pipes(self, input: Any, capture_output: bool) -> Command:
-        streams = {}
+    def _with_pipes(self, input: Any, capture_output: bool) -> tuple[Command, memoryview | None]:
+        """Return the command with the pipes that are needed, and the bytes of its input."""
+        streams, written = {}, None
         if input is not None:
             if self._command.stdin is not None:
                 raise ValueError("stdin and input may not both be given")
-            expected = str if self._command.is_text else (bytes, bytearray, memoryview)
-            if not isinstance(input, expected):
-                raise TypeError(f"input must be {'str' if self._command.is_text else 'bytes'}, not {input!r}")
+            written = encoded(self._command, input)
             streams["stdin"] = PIPE
         if capture_output:
             if self._command.stdout is not None or self._command.stderr is not None:
                 raise ValueError("stdout and stderr may not be given with capture_output")
             streams.update(stdout=PIPE, stderr=PIPE)
-        return self._command.but(**streams) if streams else self._command
+        return self._command.but(**streams) if streams else self._command, written
 
     def _launch(
         self, command: Command, *, announce: bool, sinks: Container[int] = ()
@@ -232,7 +231,7 @@ class Launcher:
         """Ask the guard for the command; the status has a pid when the guard has announced it."""
         if command.inactivity_timeout and PIPE not in (command.stdout, command.stderr):
             raise ValueError("inactivity_timeout needs stdout or stderr to be PIPE")
-        directory = self._open_directory()
+        directory, channel = self._open_directory(), None
         try:
             streams = Streams(command)
         except BaseException:
@@ -256,6 +255,8 @@ class Launcher:
             return command, streams.pipes, Status(command, link, channel, placing)
         except BaseException:
             streams.pipes.close()
+            if channel:  # by which the guard ends what it may have started
+                channel.close()
             raise
         finally:
             os.close(directory)
@@ -382,9 +383,11 @@ def _as_possible(command: Command, act: Callable[[Command], T], *, guards: int =
     """
     try:
         return act(command)
-    except StaleGuard:
+    except StaleGuard as error:
         if guards == 1:
             raise
-        return _as_possible(command, act, guards=guards - 1)
+        guards -= 1
+        error.__traceback__ = None  # part of a cycle that would hold the guard, idle, until it is collected
     except NotPlaced:
-        return _as_possible(command.but(cgroup=False), act, guards=guards)
+        command = command.but(cgroup=False)
+    return _as_possible(command, act, guards=guards)

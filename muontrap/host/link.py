@@ -83,11 +83,10 @@ class Link:
             raise
         form = {WIDE.width: WIDE, NARROW.width: NARROW}.get(self.hello.tag_width)
         self._reader = TagReader(form)
-        self._dead = poll_for(self._pidfds)
 
     def is_whole(self) -> bool:
-        """Tell whether guard and watch are both alive; not for two threads at once."""
-        return not self._dead.poll(0)
+        """Tell whether guard and watch are both alive."""
+        return not wait_readable(self._pidfds, 0)
 
     def survives(self) -> bool:
         """Tell whether the guard closed a channel without dying: an exit closes them first."""
@@ -131,9 +130,14 @@ class Link:
             return None  # another thread has it
         try:
             self._send(channel, data, fds)
-        except (BrokenPipeError, ConnectionResetError):
+        except OSError as error:
+            if error.errno in (errno.EBADF, errno.ENOTSOCK):  # a host that closes all, and then opens others
+                channel.detach()
+                return None
             channel.close()
-            return None
+            if error.errno in (errno.EPIPE, errno.ECONNRESET):
+                return None
+            raise
         except BaseException:
             channel.close()
             raise
@@ -263,7 +267,8 @@ class _Links:
     """The host's guards: the one for new launches, and those that still have commands."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        # A signal's handler, or a finalizer, may launch as well, and come in between.
+        self.lock = threading.RLock()
         self.current: Link | None = None
         self.all: weakref.WeakSet[Link] = weakref.WeakSet()
 

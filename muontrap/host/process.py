@@ -8,17 +8,18 @@ import time
 import warnings
 from operator import itemgetter
 
+from muontrap.errors import GuardDied
 from muontrap.host.exchange import Exchange
 from muontrap.host.link import wait_readable
 from muontrap.host.results import TimeoutExpired
 from muontrap.kernel.process import pidfd_send_signal
-from muontrap.logic.command import check_seconds
+from muontrap.logic.command import check_seconds, check_signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
-    from typing import IO, Any, Literal, TypeAlias, overload
+    from typing import IO, Any, Literal, NoReturn, TypeAlias, overload
 
     from muontrap.host.cgroups import Cgroup, Placing
     from muontrap.host.delivery import Reader
@@ -67,7 +68,7 @@ class Process:
         self._command = command
         self._status = status
         self._pipes = pipes
-        self._closing = threading.Lock()
+        self._closing = threading.RLock()  # a signal's handler may close it as well
 
     @property
     def pid(self) -> int:
@@ -134,17 +135,20 @@ class Process:
         """Write `input`, read stdout and stderr until nothing of the command is left; return both.
 
         Unlike `subprocess`, it does not wait for end of file: what was written before the end is
-        there, and who else holds the pipes does not matter.
+        there, and who else holds the pipes does not matter.  What the file objects have read ahead
+        belongs to it; not to be called while another thread reads from them.
 
         Raises:
             TimeoutExpired: the command still runs; calling again goes on, and nothing is lost.
             GuardDied: the guard was killed; the command is dead.
-            ValueError: the output goes to callbacks.
+            TypeError: `input` is not what the command's stdin takes: str if its streams are text, else bytes.
+            ValueError: the output goes to callbacks; or there is `input`, but no open stdin, or some
+                was given before.
         """
         self._check_readable()
         deadline = None if timeout is None else time.monotonic() + check_seconds("timeout", timeout)
         exchange = self._exchange = self._exchange or Exchange(self._command, self._pipes, self._status)
-        exchange.feed(input)
+        exchange.communicate(input)
         if not exchange.until_end(deadline):
             assert timeout is not None
             raise TimeoutExpired(self.args, timeout, *exchange.so_far())
@@ -198,8 +202,10 @@ class Process:
         """Send a signal to the main process; nothing happens if it has ended.
 
         Raises:
+            TypeError, ValueError: that is no signal.
             PermissionError: it runs as another user.
         """
+        signum = check_signal("signum", signum)
         self._status.check_here()
         if self.pidfd >= 0:
             pidfd_send_signal(self.pidfd, signum)
@@ -268,7 +274,9 @@ class Process:
         try:
             self.close()
         except BaseException as raised:
-            if kind is None or raised is not (self.reader and self.reader.error):
+            # With these nothing of the command is left, and what has ended the block is what to tell.
+            is_minor = isinstance(raised, (OSError, GuardDied))
+            if kind is None or not (is_minor or raised is (self.reader and self.reader.error)):
                 raise
 
     def __del__(self) -> None:
@@ -278,6 +286,9 @@ class Process:
         self._let_go()
         if is_left:  # last, for it may raise
             warnings.warn(f"command {self.pid} still runs, and is stopped", ResourceWarning, 2, source=self)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Process can't be copied or pickled: the end of each would end the command")
 
     def __repr__(self) -> str:
         return f"<Process {self.pid} of {self.args!r}: {self.result or 'running'}>"
@@ -329,13 +340,15 @@ class Process:
 
     def _check_readable(self) -> None:
         self._status.check_here()
+        if self._is_closed:
+            raise ValueError("the Process was closed")
         if self.reader:
             raise ValueError("the output goes to callbacks already")
 
     def _targets(self, stream: str | None) -> tuple[int, ...]:
         """Return the descriptors, as the command has them, of what is to be read."""
         self._check_readable()
-        captured = tuple(target for target in (1, 2) if self._pipes.fds[target] is not None)
+        captured = tuple(target for target in (1, 2) if self._pipes.fd(target) is not None)
         if stream is None and len(captured) == 2:
             raise ValueError("stdout and stderr are both PIPE: say 'stdout', 'stderr' or 'both'")
         if stream is not None and stream not in _TARGETS:

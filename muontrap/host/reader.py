@@ -40,7 +40,7 @@ def chunks(
     if status.is_closed:
         raise _closed(status)
     # Descriptors of our own: another thread may close the process, and open others under their numbers.
-    own = {os.dup(fd): target for target in targets if (fd := pipes.fds[target]) is not None}
+    own = {os.dup(fd): target for target in targets if (fd := pipes.fd(target)) is not None}
     fds, size = dict(own), min(pipes.window, _MOST)
     for fd, target in own.items():
         pipes.iterated[fd] = target
@@ -77,7 +77,7 @@ def _pieces(
                     break
                 came = True
                 yield target, data
-                if open_fds[target] is None:
+                if target not in open_fds:
                     raise _closed(status)
         # At the end of file too: a guard's death is one.
         if _has_ended(command, status, poll, waits=bool(fds) and not came):
@@ -114,7 +114,7 @@ def _rest(pipes: Pipes, status: Status, fds: dict[int, int], size: int) -> Itera
             data = os.read(fd, min(size, left))
             left -= len(data)
             yield target, data
-            if pipes.fds[target] is None:
+            if target not in pipes.fds:
                 raise _closed(status)
 
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 def run(
     args: Args,
-    /,
     *,
     input: Any = None,
     capture_output: bool = False,

@@ -175,7 +175,7 @@ class Status:
     def close(self) -> None:
         """Let go of the command: the guard ends it, if it runs."""
         self._channel.close()
-        pidfd, self.pidfd = self.pidfd, -1
+        pidfd = vars(self).pop("pidfd", -1)  # at once, for a signal's handler may close it as well
         if pidfd >= 0:
             os.close(pidfd)
 
@@ -193,8 +193,10 @@ class Status:
         self._has_told = True
         try:
             self._channel.send(record.encode())
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # the end, or the guard's death, is there to be read
+        except OSError as error:
+            # The end, or the guard's death, is there to be read; or all was closed before the end.
+            if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.EBADF):
+                raise
 
     def _read_record(self) -> None:
         try:

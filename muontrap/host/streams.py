@@ -13,7 +13,7 @@ from muontrap.logic.command import DEFAULT_WINDOW, DEVNULL, PIPE, STDOUT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Container, Iterator
     from typing import IO, Any
 
     from muontrap.logic.command import Command
@@ -35,21 +35,27 @@ class Pipes:
         self.window: int = window
         self.kept: list[int] = []  # the command's ends of outputs
         self.iterated: dict[int, int] = {}  # descriptors of iterators, each with its target
-        self.fds: list[int | None] = [None, None, None]
+        self.fds: dict[int, int] = {}  # by target, as long as they are open
         self.files: list[IO[Any] | None] = [None, None, None]
 
     def open_files(self, command: Command, without: Container[int]) -> None:
         """Make file objects, in text or binary as the command says, but for some targets."""
-        for target, fd in enumerate(self.fds):
-            if fd is not None and target not in without:
-                self.files[target] = _open(fd, "wb" if target == 0 else "rb", command)
+        for target, fd in self.fds.items():
+            if target not in without:
+                for file in _layers(fd, "rb" if target else "wb", command):
+                    self.files[target] = file  # it owns the descriptor, also if the next one fails
+
+    def fd(self, target: int) -> int | None:
+        """Return a descriptor, None if it is not there, or closed: perhaps by the user, through its file."""
+        file = self.files[target]
+        return None if file and file.closed else self.fds.get(target)
 
     def share(self, size: int) -> None:
         """Divide that many bytes between the kernel's buffers and the window, as near as the kernel can.
 
         A buffer has a power of two of pages (pipe(7)); the window has what these leave, at least half.
         """
-        outputs = [fd for fd in self.fds[1:] if fd is not None]
+        outputs = [fd for target, fd in self.fds.items() if target]
         for fd in outputs:
             most = min(size // 2 // len(outputs), _MOST_BUFFERED)
             try:
@@ -63,14 +69,12 @@ class Pipes:
         """Close them all; input that the command did not read is lost."""
         while self.kept:
             os.close(self.kept.pop())
-        for target, fd in enumerate(self.fds):
-            if fd is not None:
-                self.close_one(target)
+        for target in list(self.fds):
+            self.close_one(target)
 
     def close_one(self, target: int) -> None:
         """Close one, if it is there and open."""
-        fd, self.fds[target] = self.fds[target], None
-        file = self.files[target]
+        fd, file = self.fds.pop(target, None), self.files[target]
         if file:
             try:
                 file.close()
@@ -170,18 +174,52 @@ def codec(command: Command) -> tuple[str, str]:
     return wrapper.encoding, wrapper.errors or "strict"
 
 
-def _open(fd: int, mode: str, command: Command) -> IO[Any]:
-    # A buffer of one line is for text alone, as in subprocess.
-    line_buffered = command.bufsize == 1 and command.is_text
-    file: IO[Any] = open(  # noqa: SIM115
-        fd, mode, -1 if command.bufsize == 1 else command.bufsize
-    )
+def encoded(command: Command, data: Any) -> memoryview:
+    """Return what is to be written to the command's stdin; raise for what can't be."""
     if command.is_text:
-        file = io.TextIOWrapper(
+        if not isinstance(data, str):
+            raise TypeError(f"input must be str, not {data!r}")
+        data = data.encode(*codec(command))
+    elif not isinstance(data, (bytes, bytearray, memoryview)):
+        raise TypeError(f"input must be bytes, not {data!r}")
+    return memoryview(data).cast("B")
+
+
+def read_ahead(command: Command, file: Any) -> bytes:
+    """Return what a file object has read of its pipe, and not given yet."""
+    buffer = file.buffer if command.is_text else file
+    if not command.is_text and not hasattr(file, "peek"):
+        return b""  # bufsize=0
+    own = vars(getattr(buffer, "raw", buffer))
+    own.update(readinto=lambda _: None, read=lambda _: b"")  # nothing new
+    try:
+        if not command.is_text:
+            return bytes(file.read(len(file.peek())))
+        text, rest = "", b""
+        try:
+            while piece := file.read(1):
+                text += piece
+        except UnicodeDecodeError as error:
+            rest = error.object  # the beginning of a character
+        return (text.encode(*codec(command)) if text else b"") + rest
+    finally:
+        own.clear()
+
+
+def _layers(fd: int, mode: str, command: Command) -> Iterator[Any]:
+    """Yield file objects, each around that before; the last is what `open` returns."""
+    file: Any = io.FileIO(fd, mode)
+    yield file
+    # A buffer of one line is for text alone, as in subprocess.
+    size = io.DEFAULT_BUFFER_SIZE if command.bufsize in (-1, 1) else command.bufsize
+    if size:
+        file = (io.BufferedReader if mode == "rb" else io.BufferedWriter)(file, size)
+        yield file
+    if command.is_text:
+        yield io.TextIOWrapper(
             file,
             encoding=command.encoding,
             errors=command.errors,
-            line_buffering=line_buffered,
+            line_buffering=command.bufsize == 1,
             write_through=True,
         )
-    return file

@@ -78,23 +78,30 @@ LAYERS = ("cgroup", "cgroup-v1", "cgroup-v2", "tag", "subreaper")
 
 _ENCODING = sys.getfilesystemencoding()
 _RLIMIT_LOCKS = 10
+_MOST_DESCRIPTORS = 2**31 - 1
 _FOR_CGROUPS = frozenset(("cgroup_base", "cgroup_path", "cgroup_controllers", "cgroup_sets", "limits"))
 _REFUSED = {
     "shell": "shell=True is refused: give the program and its arguments as a list, or "
     "['sh', '-c', script] where a shell is meant",
     "preexec_fn": "preexec_fn is refused, for it is not safe with threads: use rlimits, nice, "
     "cpu_affinity, umask, user, group, no_new_privs, oom_score_adj, pdeathsig or start_new_session",
+    **dict.fromkeys(
+        ("input", "capture_output", "timeout", "check", "into", "max_output", "max_output_policy"),
+        "input, capture_output, timeout, check, into, max_output and max_output_policy are for run(), "
+        "not for a Launcher",
+    ),
 }
 
 
 class Command:
     """A checked, immutable description; attributes are the options by name, besides `args`, `argv`."""
 
-    def __init__(self, args: Args, /, **options: Unpack[Options]) -> None:
+    def __init__(self, args: Args, **options: Unpack[Options]) -> None:
+        args = _items(args)
         values: dict[str, Any] = {"args": args, "argv": _argv(args)}
         for name, value in options.items():
             if name not in _CHECKERS:
-                if name in _REFUSED and not value:
+                if name in ("shell", "preexec_fn") and not value:
                     continue
                 raise TypeError(
                     _REFUSED.get(name) or f"unknown option {name!r}; there are {', '.join(_CHECKERS)}"
@@ -144,7 +151,11 @@ def encode(name: str, value: Any) -> bytes:
     if not isinstance(value, (str, bytes)) and hasattr(value, "__fspath__"):
         value = value.__fspath__()
     if isinstance(value, str):
-        value = value.encode(_ENCODING, "surrogateescape")
+        try:
+            value = value.encode(_ENCODING, "surrogateescape")
+        except UnicodeEncodeError as error:
+            error.reason += f" (in {name})"
+            raise
     if not isinstance(value, bytes):
         raise TypeError(f"{name} must be str, bytes or path-like, not {value!r}")
     if b"\0" in value:
@@ -168,7 +179,8 @@ def check_positive_seconds(name: str, value: float) -> float:
     return float(value)
 
 
-def _argv(args: Args) -> tuple[bytes, ...]:
+def _items(args: Any) -> list[Any] | tuple[Any, ...]:
+    """Return what nobody else changes."""
     if isinstance(args, (str, bytes)) or hasattr(args, "__fspath__"):
         raise TypeError(
             f"args must be a sequence such as ['ls', '-l'], not {args!r}: no shell splits it "
@@ -176,6 +188,10 @@ def _argv(args: Args) -> tuple[bytes, ...]:
         )
     if not hasattr(args, "__iter__"):
         raise TypeError(f"args must be a sequence of str, bytes or path-likes, not {args!r}")
+    return args if type(args) is tuple else list(args)
+
+
+def _argv(args: Args) -> tuple[bytes, ...]:
     argv = tuple([encode(f"args[{index}]", value) for index, value in enumerate(args)])
     if not argv:
         raise ValueError("args is empty: it must begin with the program")
@@ -221,7 +237,7 @@ def _stream(name: str, value: Any) -> Any:
     if value is None or hasattr(value, "fileno"):
         return value
     if isinstance(value, int) and not isinstance(value, bool) and value >= DEVNULL:
-        return value
+        return _integer(DEVNULL, _MOST_DESCRIPTORS)(name, value)
     raise TypeError(f"{name} must be None, PIPE, DEVNULL, a descriptor or a file, not {value!r}")
 
 
@@ -348,8 +364,13 @@ def _truth(_: str, value: Any) -> bool:
     return bool(value)
 
 
+def check_signal(name: str, value: int) -> int:
+    """Return a signal's number, or raise for what is none; 0 only asks whether one could be sent."""
+    return int(_integer(0, 64)(name, value))
+
+
 _SIGNAL = _integer(1, 64)
-_DESCRIPTOR = _integer(0, 2**31 - 1)
+_DESCRIPTOR = _integer(0, _MOST_DESCRIPTORS)
 _CHECKERS: dict[str, tuple[Any, Checker]] = {
     "executable": (None, _optional(encode)),
     "stdin": (None, _stream),

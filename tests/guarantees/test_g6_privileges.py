@@ -149,6 +149,18 @@ def test_environment_is_that_users(arena: Arena) -> None:
     assert found["PATH"] == os.environ["PATH"]
 
 
+def test_a_uid_without_an_account_is_told_of_nobodys_home(arena: Arena) -> None:
+    """The host's would be root's."""
+    found = environment_as(arena, user=54321, group=54321, env_update={"USER": "it"})
+    assert {name: found.get(name) for name in ("HOME", "USER", "LOGNAME", "SHELL")} == {
+        "HOME": None,
+        "USER": "it",
+        "LOGNAME": None,
+        "SHELL": None,
+    }
+    assert found["PATH"] == os.environ["PATH"]
+
+
 def test_environment_of_the_caller_is_taken_as_it_is(arena: Arena) -> None:
     assert environment_as(arena, user="nobody", env={"ONLY": "this"}) == {"ONLY": "this"}
 

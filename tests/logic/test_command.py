@@ -25,7 +25,9 @@ REFUSED: list[tuple[str, Any, type[Exception], str]] = [
     ("close_fds", False, TypeError, "close_fds"),
     ("executable", 3, TypeError, "executable.*3"),
     ("executable", "a\0b", ValueError, r"executable.*a\\x00b"),
+    ("timeout", 5, TypeError, r"timeout.*run\(\)"),
     ("stdin", "file", TypeError, "stdin.*'file'"),
+    ("stdin", 2**40, ValueError, "stdin.*1099511627776"),
     ("stdin", STDOUT, ValueError, "stderr alone"),
     ("stdout", STDOUT, ValueError, "stderr alone"),
     ("stdout", True, TypeError, "stdout.*True"),
@@ -45,6 +47,7 @@ REFUSED: list[tuple[str, Any, type[Exception], str]] = [
     ("errors", "no-such", LookupError, "no-such"),
     ("cwd", 3.5, TypeError, "cwd.*3.5"),
     ("cwd", b"a\0", ValueError, "cwd.*null"),
+    ("cwd", "\ud800", UnicodeEncodeError, "in cwd"),
     ("env", [("A", "b")], TypeError, "env.*mapping"),
     ("env", {"A": 1}, TypeError, r"env\['A'\].*1"),
     ("env", {"A": None}, TypeError, r"env\['A'\].*None"),
@@ -230,8 +233,16 @@ def test_refused_args(args: Any, kind: type[Exception], message: str) -> None:
 def test_args() -> None:
     given_args = ["a", b"\xff", Path("/c"), "\udcfe", ""]
     command = Command(given_args)
-    assert command.args is given_args
+    expected = list(given_args)
+    given_args.clear()
+    assert command.args == expected
     assert command.argv == (b"a", b"\xff", b"/c", b"\xfe", b"")
+
+
+def test_args_of_other_kinds() -> None:
+    given_args = ("a", "b")
+    assert Command(given_args).args is given_args
+    assert Command(args=(letter for letter in "ab")).args == ["a", "b"]  # type: ignore[arg-type]
 
 
 def test_defaults() -> None:

@@ -1,0 +1,206 @@
+"""`communicate` and `input`: what is written and read, and what is refused before anything has started."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+import pickle
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from arena import BOUND
+from hostlib import close_idle_channels, muontrap
+
+from muontrap import PIPE, Launcher, TimeoutExpired
+
+STEPS = "printf 'eins\\nzwei\\n\\303'; read _; printf '\\251\\ndrei\\n'"
+FLOOD = "echo first; exec head -c 3000000 /dev/zero"
+
+
+@pytest.mark.parametrize("options", [{}, {"text": True}], ids=["bytes", "text"])
+@pytest.mark.parametrize("bufsize", [-1, 0, 3])
+def test_what_was_read_ahead_is_there(options: dict[str, Any], bufsize: int) -> None:
+    """As with one pipe of subprocess; here the last character is cut where the file object has stopped."""
+    encoding: dict[str, Any] = {"encoding": "utf-8"} if options else {}
+    launcher = Launcher(
+        ["sh", "-c", STEPS], stdin=PIPE, stdout=PIPE, stderr=PIPE, bufsize=bufsize, **options, **encoding
+    )
+    with launcher.launch() as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        stdout, stderr = process.communicate("\n" if options else b"\n", timeout=BOUND)
+    assert stderr == ("" if options else b"")
+    whole = first + stdout
+    assert (whole if options else whole.decode()) == "eins\nzwei\né\ndrei\n"
+
+
+def test_no_more_than_that_is_taken_of_a_flood() -> None:
+    with Launcher(["sh", "-c", FLOOD], stdout=PIPE, text=True).launch() as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "first\n"
+        assert len(process.communicate(timeout=BOUND)[0]) == 3_000_000
+
+
+def test_a_file_object_can_be_read_after_a_timeout() -> None:
+    with Launcher(["sh", "-c", "echo one; read _; echo two"], stdin=PIPE, stdout=PIPE).launch() as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"one\n"
+        with pytest.raises(TimeoutExpired):
+            process.communicate(b"", timeout=0)
+        assert process.stdout.readline() == b"two\n"
+
+
+@pytest.mark.parametrize("read", ["communicate", "chunks"])
+def test_a_closed_stream_is_not_read(tmp_path: Path, read: str) -> None:
+    """Its number may be that of another file by then."""
+    stranger = tmp_path / "stranger"
+    stranger.write_bytes(b"not of the command")
+    launcher = Launcher(["sh", "-c", "echo err >&2"], stdout=PIPE, stderr=PIPE)
+    with launcher.launch() as process:
+        assert process.stdout is not None
+        number = process.stdout.fileno()
+        process.stdout.close()
+        other = os.open(stranger, os.O_RDONLY)
+        os.dup2(other, number)
+        try:
+            if read == "communicate":
+                assert process.communicate(timeout=BOUND) == (b"", b"err\n")
+            else:
+                with pytest.raises(ValueError, match="'stdout' is not PIPE and open"):
+                    process.chunks("stdout")
+                assert b"".join(process.chunks("stderr")) == b"err\n"
+        finally:
+            for fd in {other, number}:
+                os.close(fd)
+
+
+BAD_INPUT = [
+    ("\ud800", {"text": True}, UnicodeEncodeError),
+    ("ä", {"encoding": "ascii"}, UnicodeEncodeError),
+    (b"bytes", {"text": True}, TypeError),
+    ("text", {}, TypeError),
+    (5, {}, TypeError),
+    (memoryview(b"every second")[::2], {}, TypeError),
+]
+
+
+@pytest.mark.parametrize(("data", "options", "kind"), BAD_INPUT)
+def test_bad_input_is_refused_before_anything_is_started(
+    tmp_path: Path, data: Any, options: dict[str, Any], kind: type[Exception]
+) -> None:
+    trace = tmp_path / "started"
+    with pytest.raises(kind):
+        muontrap.run(["touch", os.fspath(trace)], input=data, **options)
+    assert not trace.exists()
+    with Launcher(["cat"], stdin=PIPE, stdout=PIPE, **options).launch() as process:
+        with pytest.raises(kind):
+            process.communicate(data)
+        good = "good" if options else b"good"
+        assert process.communicate(good, timeout=BOUND)[0] == good
+
+
+BUFFERS = [bytearray(b"abc"), memoryview(b"abcabc")[3:], memoryview(b"abcd").cast("I")]
+
+
+@pytest.mark.parametrize("data", BUFFERS)
+def test_input_of_any_buffer(data: Any) -> None:
+    assert muontrap.run(["cat"], input=data, stdout=PIPE).stdout == bytes(data)
+
+
+def test_input_is_given_once() -> None:
+    """subprocess refuses it as well."""
+    with Launcher(["sh", "-c", "cat; read _; sleep 1000"], stdin=PIPE, stdout=PIPE).launch() as process:
+        with pytest.raises(TimeoutExpired):
+            process.communicate(b"one", timeout=0.1)
+        with pytest.raises(ValueError, match="given again"):
+            process.communicate(b"two", timeout=0.1)
+
+
+def test_input_that_can_go_nowhere() -> None:
+    with Launcher(["true"]).launch() as process, pytest.raises(ValueError, match="stdin is not PIPE"):
+        process.communicate(b"lost")
+    with Launcher(["true"], stdin=PIPE).launch() as process:
+        assert process.stdin is not None
+        process.stdin.close()
+        with pytest.raises(ValueError, match="or was closed"):
+            process.communicate(b"lost")
+        assert process.communicate(b"", timeout=BOUND) == (None, None)
+
+
+def test_after_close() -> None:
+    with Launcher(["true"], stdout=PIPE).launch() as process:
+        process.wait(BOUND)
+    with pytest.raises(ValueError, match="was closed"):
+        process.communicate()
+    process.kill()
+    process.resume()
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16", "utf-32"])
+def test_text_without_a_byte_order_mark(encoding: str) -> None:
+    """UTF-16 is the host's order then, to subprocess and here."""
+    sent = "wört".encode("utf-32-le" if encoding == "utf-32" else "utf-16-le")
+    octal = "".join(map("\\{:03o}".format, sent))
+    line = ["sh", "-c", f"printf '{octal}'"]
+    ours = muontrap.run(line, capture_output=True, encoding=encoding).stdout
+    theirs = subprocess.run(line, capture_output=True, encoding=encoding, check=True).stdout
+    assert ours == theirs
+
+
+def test_a_result_comes_with_what_was_cut_and_does_not_decode() -> None:
+    with pytest.raises(UnicodeError) as caught:
+        muontrap.run(["printf", "abcdefgh"], stdout=PIPE, encoding="utf-16", max_output=5)
+    assert caught.value.result.stdout == b"abcde"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("layer", ["BufferedReader", "TextIOWrapper"])
+def test_a_file_object_that_can_not_be_closes_its_pipe_once(
+    monkeypatch: pytest.MonkeyPatch, layer: str
+) -> None:
+    """Closed twice, the number could be another's the second time."""
+    closed: list[int] = []
+    close = os.close
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    class Raw(io.FileIO):
+        def close(self) -> None:
+            if not self.closed:
+                closed.append(self.fileno())
+            super().close()
+
+    muontrap.run(["true"])
+    close_idle_channels()
+    before = sorted(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patch:
+        patch.setattr(io, layer, fails)
+        patch.setattr(io, "FileIO", Raw)
+        patch.setattr(os, "close", lambda fd: (closed.append(fd), close(fd)))
+        with pytest.raises(MemoryError):
+            Launcher(["sleep", "1000"], stdout=PIPE, text=True).launch()
+    assert len(closed) == len(set(closed))
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_process_is_not_copied(duplicate: Any) -> None:
+    """A copy that is let go would end the command."""
+    with Launcher(["sleep", "1000"]).launch() as process:
+        with pytest.raises(TypeError, match="can't be copied"):
+            duplicate(process)
+        assert process.poll() is None
+
+
+@pytest.mark.parametrize("number", [9.7, 2**40 + 9, -1, 65, True, "TERM"])
+def test_what_is_no_signal_is_not_sent(number: Any) -> None:
+    with Launcher(["sleep", "1000"]).launch() as process:
+        with pytest.raises((TypeError, ValueError), match="signum must be"):
+            process.send_signal(number)
+        process.send_signal(0)
+        assert process.poll() is None
