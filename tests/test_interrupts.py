@@ -168,9 +168,13 @@ def test_no_failure_of_the_command_hides_what_a_handler_raises(
 
 
 def test_an_error_in_a_block_is_told_rather_than_the_death_of_the_guard() -> None:
-    with pytest.raises(ZeroDivisionError), Launcher(["sleep", "1000"]).launch() as process:
-        process._status.link.kill_guard()
-        _ = 1 // 0
+    def fail_after_kill() -> None:
+        with Launcher(["sleep", "1000"]).launch() as process:
+            process._status.link.kill_guard()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_after_kill()
     with pytest.raises(muontrap.GuardDied), Launcher(["sleep", "1000"]).launch() as process:
         process._status.link.kill_guard()
 

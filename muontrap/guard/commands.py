@@ -41,6 +41,7 @@ class Command:
     errors: int | None = None  # the pipe of a forked child, until `execve` is done
     said = b""  # what has come of it
     terminal: tuple[int, int] | None = None  # (descriptor, the host's process group)
+    not_permitted: frozenset[int] | set[int] = frozenset()  # pids that could not be signalled
     _ended: Ended | None = None
     _removed_by = 0.0
     _oom_until = 0.0
@@ -51,7 +52,6 @@ class Command:
     _killed: frozenset[int] | set[int] = frozenset()
     _alive: frozenset[int] = frozenset()
     _seen: frozenset[int] = frozenset()
-    _not_permitted: frozenset[int] | set[int] = frozenset()
     _pause = _FIRST_PAUSE
 
     def __init__(
@@ -161,7 +161,7 @@ class Command:
             try:
                 os.killpg(self.main.pid, record.signum)
             except PermissionError:
-                self._not_permitted |= {self.main.pid}
+                self.not_permitted |= {self.main.pid}
             except ProcessLookupError:
                 pass  # it has left the group that it led
 
@@ -206,7 +206,7 @@ class Command:
             self._report(now)
         elif action == "kill-main":
             self._note(signals.SIGKILL, 1)
-            self._not_permitted |= set(send([self.main], signals.SIGKILL))
+            self.not_permitted |= set(send([self.main], signals.SIGKILL))
         elif action == "signal-main":
             self._signal([self.main])
         elif action == "signal-all":
@@ -244,7 +244,7 @@ class Command:
                 self.placed.group.strike()
             with self._family.left_of(self.number, self._strike) as found:
                 alive = self._strike(found)
-                dead = {held.pid for held in found} - self._not_permitted - alive
+                dead = {held.pid for held in found} - self.not_permitted - alive
             if self.placed and self._escalation.state != "stopping":
                 self.placed.group.release()
             if alive | dead != self._seen or not all(map(_is_stuck, alive)):
@@ -266,11 +266,11 @@ class Command:
 
     def _strike(self, found: list[Held]) -> set[int]:
         """Kill what is alive, if its time has come; return who was."""
-        alive = set(living(found)) - self._not_permitted
+        alive = set(living(found)) - self.not_permitted
         if self._escalation.state != "stopping":
             refused = send([held for held in found if held.pid in alive], signals.SIGKILL)
-            self._not_permitted |= set(refused)
-            alive -= self._not_permitted
+            self.not_permitted |= set(refused)
+            alive -= self.not_permitted
             if alive - self._killed:
                 self._note(signals.SIGKILL, len(alive - self._killed))
                 self._killed |= alive
@@ -302,8 +302,8 @@ class Command:
             voluntary_switches=usage.ru_nvcsw,
             involuntary_switches=usage.ru_nivcsw,
             sent=[float(number) for sent in self._sent for number in sent],
-            not_permitted=sorted(self._not_permitted)[:_MOST_PIDS],
-            unkillable=sorted(left - self._not_permitted)[:_MOST_PIDS],
+            not_permitted=sorted(self.not_permitted)[:_MOST_PIDS],
+            unkillable=sorted(left - self.not_permitted)[:_MOST_PIDS],
             cgroup=self.placed.readings().encode() if self.placed else b"",
         )
         if self.placed and self._escalation.state == "gone":

@@ -14,7 +14,7 @@ from muontrap.logic.procfs import parse_last_pid
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from muontrap.containment.groups import Group
     from muontrap.containment.tagged import TagReader
@@ -54,6 +54,9 @@ class Family:
         self._orphans: dict[int, Orphan] = {}
         self._starts: dict[int, int] = {}
         self._released: set[int] = set()
+        self._untouchable: dict[
+            int, int
+        ] = {}  # pid -> start of what ended commands were not allowed to signal
         self.mains: dict[int, Held] = {}
         self.has_news: bool = False
         # number -> pids with its tag, listed after its main process had died; to be used once
@@ -86,8 +89,19 @@ class Family:
             self._groups[number] = group
         self._ledger.launched(main.pid)
 
-    def remove(self, number: int, *, spare: bool) -> None:
-        """Let go of a command that has ended; `spare` what is left of it, or kill it from now on."""
+    def remove(self, number: int, *, spare: bool, not_permitted: Collection[int]) -> None:
+        """Let go of a command that has ended; `spare` what is left of it, or kill it from now on.
+
+        What it was not permitted to signal is left alone, and is no other command's.
+        """
+        if not_permitted:
+            left = [(pid, seen[2]) for pid in not_permitted if (seen := stat(pid))]
+            self._untouchable.update(left)
+            self._released.add(number)
+            self.has_news = True  # its main process may be among the children for longer
+            for pid, _ in left:
+                if pid in self._orphans:
+                    self._orphans[pid].spared = True
         if spare:
             self._adopt()
             for orphan in self._orphans.values():
@@ -97,7 +111,7 @@ class Family:
         self._listed.pop(number, None)
         self._groups.pop(number, None)
         self._starts.pop(number, None)
-        if self._orphans:
+        if self._orphans or not_permitted:
             self.reap()
 
     def reap(self) -> None:
@@ -199,8 +213,9 @@ class Family:
             new -= {main.pid for main in self.mains.values()}
             for pid in new:
                 tag = self._reader.tag_of(pid)
-                seen = None if tag else stat(pid)
-                self._orphans[pid] = Orphan(tag, seen[2] if seen else 0)
+                seen = None if tag and pid not in self._untouchable else stat(pid)
+                self._orphans[pid] = orphan = Orphan(tag, seen[2] if seen else 0)
+                orphan.spared = self._untouchable.pop(pid, None) == orphan.start
 
     def _claimants(self, orphan: Orphan) -> frozenset[int]:
         if orphan.tag and orphan.tag[0] == self._guard_id and orphan.tag[1] in self._released:

@@ -411,5 +411,5 @@ class Guard:
         del self._commands[command.number]
         self._busy.pop(command.number, None)
         self._in_hosts_session.pop(command.number, None)
-        self._family.remove(command.number, spare=command.leaves_rest)
+        self._family.remove(command.number, spare=command.leaves_rest, not_permitted=command.not_permitted)
         command.main.close()

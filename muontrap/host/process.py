@@ -248,6 +248,8 @@ class Process:
             Exception: what a callback has raised, if `wait` has not said so and no other exception ends
                 the `with` block.
         """
+        if self._status.link.is_closed:
+            self._status.close()  # a forked child's copy
         if self._status.is_closed:
             return
         if self.reader and self.reader.is_within_pump:
@@ -280,7 +282,10 @@ class Process:
                 raise
 
     def __del__(self) -> None:
-        if not hasattr(self, "_closing") or self._is_closed or self._status.link.is_closed:
+        if not hasattr(self, "_closing") or self._is_closed:
+            return
+        if self._status.link.is_closed:
+            self._status.close()  # a forked child's copy
             return
         is_left = self._status.is_running
         self._let_go()

@@ -8,7 +8,6 @@ import os
 import signal
 import threading
 import time
-import weakref
 
 from muontrap.host.link import STUCK_AFTER, wait_readable
 from muontrap.host.results import CompletedProcess
@@ -64,7 +63,6 @@ class Status:
         self._lock = threading.RLock()
         self._answers: list[Answer] = []  # what has come and was not taken
         self._stuck_at: float | None = time.monotonic() + STUCK_AFTER
-        _all.add(weakref.ref(self, _all.discard))
 
     @property
     def is_closed(self) -> bool:
@@ -244,19 +242,3 @@ class Status:
         text = os.strerror(code) if step in ("execve", "chdir") else f"{os.strerror(code)} (at {step})"
         directory = self._command.cwd or b"."
         return OSError(code, text, os.fsdecode(directory if step == "chdir" else self._command.program))
-
-
-# Of a forked child's parent: what the child must not hold open.  A WeakSet is Python, at each launch.
-_all: set[weakref.ref[Status]] = set()
-
-
-def _forget_in_child() -> None:
-    """Close what the guard would see open although the host, the parent, has closed it."""
-    for reference in list(_all):
-        status = reference()
-        if status:
-            status.close()
-    _all.clear()
-
-
-os.register_at_fork(after_in_child=_forget_in_child)

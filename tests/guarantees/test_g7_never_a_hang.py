@@ -351,6 +351,9 @@ def fork_host(*, how: str) -> None:
         if how == "launch":
             status = muontrap.run(["/bin/sh", "-c", "exit 5"]).returncode
             os._exit(status)
+        if how == "leave-block":
+            with process:
+                raise SystemExit(0)
         if how == "collect":
             del process
             gc.collect()
@@ -364,7 +367,7 @@ def fork_host(*, how: str) -> None:
     hear()
 
 
-@pytest.mark.parametrize("how", ["exit", "os-exit", "launch", "collect"])
+@pytest.mark.parametrize("how", ["exit", "os-exit", "launch", "leave-block", "collect"])
 def test_a_forked_child_of_the_host_does_not_stop_its_commands(arena: Arena, how: str) -> None:
     started = arena.host(fork_host, how=how)
     assert started.hear() == {"status": 5 if how == "launch" else 0, "polled": None}

@@ -1,0 +1,186 @@
+"""Processes that SIGKILL does not reach, and such as may not be signalled: reported within the bound, never
+waited for, nobody else's; and those of the first kind are hunted on.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from arena import Arena, CgroupLedger, Host
+from commands import need_root, ordinary_user
+from hostlib import GRACE, Any, hear, muontrap, say, threading, time
+
+pytestmark = pytest.mark.slow
+
+NOISE = 2.0  # seconds that a loaded machine may add to a bound
+
+
+def own(arena: Arena, started: Host) -> set[int]:
+    return {started.pid, *arena.named("muontrap-guard"), *arena.named("muontrap-watch")}
+
+
+@contextmanager
+def freezer(arena: Arena) -> Iterator[list[str]]:
+    """A command that freezes itself in a group of v1, where SIGKILL waits until it is thawed: at the end.
+
+    In v2 a frozen process dies of it.
+    """
+    ledger = arena.ledger
+    if not (isinstance(ledger, CgroupLedger) and Path(ledger.path, "freezer.state").exists()):
+        pytest.skip("needs a freezer of cgroup v1")
+    group = ledger.path / "frozen"
+    group.mkdir()
+    script = f"echo $$ >{group}/cgroup.procs; echo ready >{arena.ready}; echo FROZEN >{group}/freezer.state"
+    yield ["/bin/sh", "-c", script]
+    ledger.freeze(frozen=False)
+
+
+def run_host(*, line: list[str]) -> None:
+    begin = time.monotonic()
+    try:
+        muontrap.run(line, timeout=0.5, delay_to_sigkill=GRACE)
+    except muontrap.TimeoutExpired as error:
+        result: Any = error.result
+    say(seconds=time.monotonic() - begin, pids=result.unkillable, reason=result.reason)
+    try:
+        result.check_returncode()
+    except muontrap.CalledProcessError as error:
+        say(returncode=error.returncode, text=str(error))
+    begin = time.monotonic()
+    others = [muontrap.run(["/bin/true"]) for _ in range(3)]
+    say(
+        others=[[other.returncode, other.unkillable] for other in others],
+        seconds=time.monotonic() - begin,
+    )
+    hear()
+
+
+def test_run_says_what_did_not_die(arena: Arena) -> None:
+    with freezer(arena) as line:
+        host = arena.host(run_host, line=line)
+        answer = host.hear()
+        (pid,) = answer["pids"]
+        assert pid in arena.left()
+        assert answer["reason"] == "timeout"
+        assert answer["seconds"] < 0.5 + GRACE + 0.5 + NOISE
+        said = host.hear()
+        assert said["returncode"] is None
+        assert f"still running are {pid}" in said["text"]
+        answer = host.hear()
+        assert answer["others"] == 3 * [[0, []]]
+        assert answer["seconds"] < NOISE
+    arena.wait_left(own(arena, host))  # it was still hunted
+
+
+def process_host(*, line: list[str]) -> None:
+    process = muontrap.Launcher(line, delay_to_sigkill=GRACE).launch()
+    hear()
+    begin = time.monotonic()
+    pid, result = process.pid, process.stop()
+    waits = [process.wait(timeout=0), process.poll(), process.returncode]
+    say(is_it=result.unkillable == (pid,), waits=waits, seconds=time.monotonic() - begin)
+    begin = time.monotonic()
+    process.close()
+    say(seconds=time.monotonic() - begin)
+    hear()
+
+
+@pytest.mark.parametrize("death", ["none", "before", "after"])
+def test_it_is_hunted_on(arena: Arena, death: str) -> None:
+    """Also when the host dies: before it was found to be unkillable, or afterwards."""
+    with freezer(arena) as line:
+        host = arena.host(process_host, line=line)
+        arena.wait_ready()
+        if death != "before":
+            answer = host.ask("stop")
+            assert (answer["is_it"], answer["waits"]) == (True, 3 * [None])
+            assert answer["seconds"] < GRACE + 0.5 + NOISE
+            assert host.hear()["seconds"] < NOISE
+        if death != "none":
+            host.signal(signal.SIGKILL)
+            host.wait_end()
+    arena.wait_left(own(arena, host) if death == "none" else ())
+
+
+def stopped_guard_host(*, line: list[str]) -> None:
+    """Both are stopped, so that neither wakes the other, when the command runs."""
+    muontrap.start_guard()
+    hello: Any = muontrap.host.link._links.current
+    pids = (hello.hello.watch_pid, hello.hello.guard_pid)
+
+    def stop() -> None:
+        hear()
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    begin = time.monotonic()
+    try:
+        muontrap.run(line, timeout=1, delay_to_sigkill=GRACE)
+    except muontrap.TimeoutExpired as error:
+        say(seconds=time.monotonic() - begin, result=error.result)
+    thread.join()
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+    say(returncode=muontrap.run(["/bin/true"]).returncode)
+    hear()
+
+
+def test_run_returns_although_the_guard_says_nothing(arena: Arena) -> None:
+    script = f"echo ready >{arena.ready}; exec sleep 1000"
+    host = arena.host(stopped_guard_host, line=["/bin/sh", "-c", script])
+    arena.wait_ready()
+    answer = host.ask("stop them")
+    assert answer["result"] is None
+    assert answer["seconds"] < 1 + GRACE + 0.5 + NOISE
+    assert host.hear() == {"returncode": 0}
+    arena.wait_left(own(arena, host))
+
+
+def root_host(*, line: list[str]) -> None:
+    """A command of root's is not this host's to signal; one before and one after it have nothing of it."""
+    before = muontrap.Launcher(["/bin/sleep", "1000"]).launch()
+    results = []
+    for options in {"timeout": 0.5}, {}:
+        try:
+            results.append(
+                muontrap.run([*line, *([] if options else ["1"])], delay_to_sigkill=GRACE, **options)
+            )
+        except muontrap.TimeoutExpired as error:
+            results.append(error.result)
+    after = [muontrap.run(["/bin/true"], timeout=10) for _ in range(2)]
+    say(
+        ended=[[each.reason, each.returncode, each.not_permitted] for each in results],
+        others=[[each.returncode, each.not_permitted] for each in (*after, before.stop())],
+    )
+    hear()
+    say(others=muontrap.run(["/bin/true"], timeout=10).not_permitted)
+    hear()
+
+
+@pytest.mark.parametrize("has_mark", [True, False])
+def test_what_may_not_be_signalled_is_left_and_named_once(arena: Arena, has_mark: bool) -> None:
+    """As what sudo(8) leaves, which sheds the mark as well, where PAM resets the limits."""
+    need_root()
+    setpriv = arena.copy_program("/usr/bin/setpriv", mode=0o4755, owner=0)
+    if os.statvfs(setpriv).f_flag & os.ST_NOSUID:
+        pytest.skip("temporary files lie on a nosuid file system")
+    shed = [] if has_mark else ["/usr/bin/prlimit", "--locks=unlimited:unlimited"]
+    line = [setpriv, "--reuid=0", *shed, "/bin/sh", "-c", '[ "$1" ] || exec sleep 1000', "sh"]
+    host = arena.host(root_host, line=line, **ordinary_user())
+    answer = host.hear(bound=30)
+    (reason, returncode, pids), other = answer["ended"]
+    assert (reason, returncode) == ("timeout", None)
+    assert other == ["exited", 0, []]
+    assert answer["others"] == [[0, []], [0, []], [-signal.SIGTERM, []]]
+    (pid,) = pids
+    assert arena.left() - own(arena, host) == {pid}
+    os.kill(pid, signal.SIGKILL)
+    arena.wait_left(own(arena, host))
+    assert host.ask("again") == {"others": []}
