@@ -172,8 +172,13 @@ def test_a_timeout_delivers_what_came_so_far(arena: Arena) -> None:
 def stop(started: Host) -> None:
     """Let a host do nothing at all until SIGCONT."""
     started.signal(signal.SIGSTOP)
+    wait_state(started.pid, "T")
+
+
+def wait_state(pid: int, state: str) -> None:
+    """Wait until the kernel says that a process is stopped (T), or asleep (S)."""
     deadline = time.monotonic() + BOUND
-    while not status_of(started.pid)["State"].startswith("T"):
+    while not status_of(pid)["State"].startswith(state):
         assert time.monotonic() < deadline
 
 
@@ -209,7 +214,9 @@ def test_a_dead_guard_takes_no_output_along(arena: Arena, way: str) -> None:
     stop(started)
     (arena.folder / "go").write_bytes(b"\n")
     arena.wait_ready(2)
-    os.kill(arena.the("muontrap-guard"), signal.SIGKILL)
+    guard = arena.the("muontrap-guard")
+    wait_state(guard, "S")  # so it has said that the command was started
+    os.kill(guard, signal.SIGKILL)
     arena.wait_left({started.pid})
     started.signal(signal.SIGCONT)
     outcome = {"error": "GuardDied", "stdout": all_of(wrote, way)}

@@ -174,6 +174,25 @@ def test_nothing_is_left(arena: Arena, measure: Measure, death: str, command: st
     assert all(is_alive(pid) for pid in spared)
 
 
+def running_host(*, line: list[str], options: dict[str, Any]) -> None:
+    muontrap.run(line, delay_to_sigkill=GRACE, **options)
+
+
+@pytest.mark.parametrize("number", DEATHS_BY_SIGNAL.values(), ids=DEATHS_BY_SIGNAL)
+@pytest.mark.parametrize(
+    "options", [{}, {"capture_output": True, "timeout": 1000}], ids=["plain", "captured"]
+)
+@pytest.mark.parametrize("command", ["sleeper", "ignore-signals", "daemon", "fork-bomb"])
+def test_nothing_is_left_of_a_host_that_dies_in_run(
+    arena: Arena, measure: Measure, command: str, options: dict[str, Any], number: int
+) -> None:
+    (line,) = COMMANDS[command](arena)
+    started = arena.host(running_host, line=line, options=options)
+    arena.wait_ready()
+    moment = started.signal(number)
+    measure(arena.wait_left(bound=WITHIN) - moment)
+
+
 @pytest.mark.parametrize("kill_mode", ["control-group", "mixed"])
 @pytest.mark.parametrize(
     "command", ["sleeper", "ignore-signals", "tree-of-sessions", "chain", "daemonize-on-term"]
