@@ -31,7 +31,9 @@ def test_what_was_read_ahead_is_there(options: dict[str, Any], bufsize: int) -> 
     with launcher.launch() as process:
         assert process.stdout is not None
         first = process.stdout.readline()
+        name = process.stdout.name
         stdout, stderr = process.communicate("\n" if options else b"\n", timeout=BOUND)
+        assert process.stdout.name == name
     assert stderr == ("" if options else b"")
     whole = first + stdout
     assert (whole if options else whole.decode()) == "eins\nzwei\né\ndrei\n"

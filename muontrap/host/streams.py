@@ -187,23 +187,22 @@ def encoded(command: Command, data: Any) -> memoryview:
 
 def read_ahead(command: Command, file: Any) -> bytes:
     """Return what a file object has read of its pipe, and not given yet."""
-    buffer = file.buffer if command.is_text else file
-    if not command.is_text and not hasattr(file, "peek"):
-        return b""  # bufsize=0
+    buffer, taken = (file.buffer if command.is_text else file), b""
     own = vars(getattr(buffer, "raw", buffer))
     own.update(readinto=lambda _: None, read=lambda _: b"")  # nothing new
     try:
-        if not command.is_text:
-            return bytes(file.read(len(file.peek())))
-        text, rest = "", b""
-        try:
-            while piece := file.read(1):
-                text += piece
-        except UnicodeDecodeError as error:
-            rest = error.object  # the beginning of a character
-        return (text.encode(*codec(command)) if text else b"") + rest
+        if command.is_text:
+            text = ""
+            try:
+                while piece := file.read(1):
+                    text += piece
+            except UnicodeDecodeError as error:
+                taken = error.object  # mostly the beginning of a character
+            if text:
+                taken = text.encode(*codec(command)) + taken
+        return taken + (buffer.read(len(buffer.peek())) if hasattr(buffer, "peek") else b"")
     finally:
-        own.clear()
+        del own["readinto"], own["read"]
 
 
 def _layers(fd: int, mode: str, command: Command) -> Iterator[Any]:
