@@ -152,6 +152,8 @@ def _checked(name: str, fd: int) -> int:
         os.fstat(fd)
     except OSError as error:
         raise OSError(error.errno, f"{error.strerror} (descriptor {fd} in {name})") from None
+    except (TypeError, OverflowError) as error:
+        raise type(error)(f"{error} (descriptor {fd!r} in {name})") from None
     return fd
 
 

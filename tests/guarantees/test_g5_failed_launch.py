@@ -120,6 +120,16 @@ def test_the_descriptor_that_is_not_open_is_named(option: str) -> None:
         muontrap.run(["true"], **{option: [987] if option == "pass_fds" else 987})
 
 
+@pytest.mark.parametrize(("fd", "error"), [("five", TypeError), (None, TypeError), (2**40, OverflowError)])
+def test_what_is_no_descriptor_is_named(fd: Any, error: type[Exception]) -> None:
+    class File:
+        def fileno(self) -> Any:
+            return fd
+
+    with pytest.raises(error, match=rf"descriptor {fd!r} in stdout"):
+        muontrap.run(["true"], stdout=File())
+
+
 # --- The machine refuses
 
 
