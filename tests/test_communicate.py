@@ -122,6 +122,19 @@ def test_input_is_given_once() -> None:
             process.communicate(b"two", timeout=0.1)
 
 
+def test_what_was_written_and_not_flushed_goes_first_and_holds_nothing_up(tmp_path: Path) -> None:
+    """Also when it is more than the pipe takes, and nobody reads yet."""
+    os.mkfifo(tmp_path / "go")
+    line = ["sh", "-c", "read _ <go; wc -c"]
+    with Launcher(line, stdin=PIPE, stdout=PIPE, bufsize=2**20, cwd=tmp_path).launch() as process:
+        assert process.stdin is not None
+        process.stdin.write(bytes(200_000))
+        with pytest.raises(TimeoutExpired):
+            process.communicate(b"and this", timeout=0.2)
+        (tmp_path / "go").write_bytes(b"\n")
+        assert process.communicate(timeout=BOUND)[0].split() == [b"200008"]
+
+
 def test_input_that_can_go_nowhere() -> None:
     with Launcher(["true"]).launch() as process, pytest.raises(ValueError, match="stdin is not PIPE"):
         process.communicate(b"lost")

@@ -89,19 +89,10 @@ class Exchange:
 
     def feed(self, data: memoryview | None) -> None:
         """Take what to write, the first time; no data close the command's stdin."""
-        stdin, file = self._pipes.fd(0), self._pipes.files[0]
-        if stdin is None or self._input is not None:
-            return
-        self._input = data or memoryview(b"")
-        if file:
-            try:
-                file.flush()
-            except BrokenPipeError:
-                pass
-        if self._input:
+        stdin = self._pipes.fd(0)
+        if stdin is not None and self._input is None:
+            self._input = data or memoryview(b"")
             os.set_blocking(stdin, False)
-        else:
-            self._pipes.close_one(0)
 
     def until_end(self, deadline: float | None) -> bool:
         """Read and write until nothing of the command is left; False when the deadline has passed before."""
@@ -120,7 +111,7 @@ class Exchange:
     def _move(self, deadline: float | None) -> bool:
         word = self._status.fileno()
         poll = poll_for([word, *self._open])
-        stdin = self._pipes.fd(0) if self._input else None
+        stdin = None if self._input is None else self._pipes.fd(0)
         if stdin is not None:
             poll.register(stdin, select.POLLOUT)
         while True:
@@ -216,9 +207,12 @@ class Exchange:
         return len(data)
 
     def _write(self, fd: int) -> bool:
-        """Write some input; return whether there is more."""
+        """Write some input, after what the user's file object still has; return whether there is more."""
         assert self._input is not None
+        file = self._pipes.files[0]
         try:
+            if file:
+                file.flush()
             self._input = self._input[os.write(fd, self._input[:CHUNK]) :]
         except BlockingIOError:
             return True
