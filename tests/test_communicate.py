@@ -6,7 +6,9 @@ import copy
 import io
 import os
 import pickle
+import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,38 @@ def test_what_was_read_ahead_is_there(options: dict[str, Any], bufsize: int) -> 
     assert stderr == ("" if options else b"")
     whole = first + stdout
     assert (whole if options else whole.decode()) == "eins\nzwei\né\ndrei\n"
+
+
+DECODED = [
+    (b"x\na\r", b"\nb\n", {"encoding": "utf-8"}, "a\nb\n"),
+    (b"x\na\xc3", b"\xa9b", {"encoding": "utf-8", "errors": "replace"}, "aéb"),
+    (b"x\na\xc3", b"\xa9b", {"encoding": "utf-8", "errors": "ignore"}, "aéb"),
+    (b"x\na\xff", b"b", {"encoding": "ascii", "errors": "replace"}, "a\ufffdb"),
+    ("\ufeffx\na".encode("utf-16-be"), "b\n".encode("utf-16-be"), {"encoding": "utf-16"}, "ab\n"),
+    (b"\xef\xbb\xbfx\na", b"b", {"encoding": "utf-8-sig"}, "ab"),
+    ("x\nあ".encode("iso2022_jp")[:-3], "い".encode("iso2022_jp")[3:], {"encoding": "iso2022_jp"}, "あい"),
+    ("x\néц".encode("utf-7")[:-3], "éц".encode("utf-7")[-3:], {"encoding": "utf-7"}, "éц"),
+]
+
+
+@pytest.mark.parametrize(("first", "second", "options", "expected"), DECODED)
+@pytest.mark.parametrize("bufsize", [-1, 0])
+def test_the_decoder_goes_on_where_the_file_object_has_stopped(
+    tmp_path: Path, first: bytes, second: bytes, options: dict[str, Any], expected: str, bufsize: int
+) -> None:
+    for name, data in ("first", first), ("second", second):
+        (tmp_path / name).write_bytes(data)
+    line = ["sh", "-c", "cat first; read _; cat second"]
+    launcher = Launcher(line, stdin=PIPE, stdout=PIPE, stderr=PIPE, bufsize=bufsize, cwd=tmp_path, **options)
+    with launcher.launch() as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "x\n"
+        with pytest.raises(TimeoutExpired):
+            process.communicate("", timeout=0)
+        process.stdin.close()
+        for _ in range(2):
+            assert process.communicate(timeout=BOUND) == (expected, "")
 
 
 def test_no_more_than_that_is_taken_of_a_flood() -> None:
@@ -78,6 +112,63 @@ def test_a_closed_stream_is_not_read(tmp_path: Path, read: str) -> None:
         finally:
             for fd in {other, number}:
                 os.close(fd)
+
+
+def test_a_stream_that_is_closed_between_two_calls_is_not_read(tmp_path: Path) -> None:
+    stranger = tmp_path / "stranger"
+    stranger.write_bytes(b"not of the command")
+    os.mkfifo(tmp_path / "go")
+    line = ["sh", "-c", "echo out; read _ <go; echo err >&2"]
+    launcher = Launcher(line, stdout=PIPE, stderr=PIPE, cwd=tmp_path)
+    with launcher.launch() as process:
+        assert process.stdout is not None
+        with pytest.raises(TimeoutExpired):
+            process.communicate(timeout=0.5)
+        number = process.stdout.fileno()
+        process.stdout.close()
+        other = os.open(stranger, os.O_RDONLY)
+        os.dup2(other, number)
+        (tmp_path / "go").write_bytes(b"\n")
+        try:
+            assert process.communicate(timeout=BOUND) == (b"out\n", b"err\n")
+        finally:
+            for fd in {other, number}:
+                os.close(fd)
+
+
+def test_a_handler_that_closes_it_meanwhile_is_told_of() -> None:
+    with Launcher(["sleep", "1000"], stdout=PIPE).launch() as process:
+        before = signal.signal(signal.SIGALRM, lambda *_: process.close())
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        try:
+            with pytest.raises(ValueError, match="was closed"):
+                process.communicate(timeout=BOUND)
+        finally:
+            signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_leaving_waits_for_nobody_who_could_read_the_input(asks: bool) -> None:
+    """What kill_mode="process" leaves alone may have stdin, and never read it."""
+    script = "exec 3<&0; sleep 1000 & echo $!; exec sleep 1000"
+    launcher = Launcher(
+        ["sh", "-c", script], stdin=PIPE, stdout=PIPE, bufsize=2**20, kill_mode="process", delay_to_sigkill=0
+    )
+    began = time.monotonic()
+    with launcher.launch() as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        left = int(process.stdout.readline())
+        process.stdin.write(bytes(200_000))
+        if asks:
+            with pytest.raises(TimeoutExpired):
+                process.communicate(timeout=0.1)
+    try:
+        assert time.monotonic() - began < BOUND
+        assert process.stdin.closed
+        assert process.pidfd == -1
+    finally:
+        os.kill(left, signal.SIGKILL)
 
 
 BAD_INPUT = [

@@ -1006,7 +1006,7 @@ def test_a_finalizer_may_interrupt_who_asks_for_its_own_command(
 
     def interrupted(*args: Any) -> Any:
         packet = receive(*args)
-        with pytest.raises(RuntimeError, match="this finalizer can't ask") as caught:
+        with pytest.raises(RuntimeError, match="this finalizer, or signal's handler, can't ask") as caught:
             act(process)
         errors.append(caught.value)
         return packet

@@ -84,6 +84,12 @@ def stat(pid: int) -> tuple[str, int, int] | None:
         return None
 
 
+def is_same(pid: int, start: int) -> bool:
+    """Tell whether a pid is still that of the process that began at that time."""
+    seen = stat(pid)
+    return seen is not None and seen[2] == start
+
+
 def pids() -> list[int]:
     """Return the pids of all processes that can be seen."""
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]

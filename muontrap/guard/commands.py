@@ -6,7 +6,7 @@ import os
 import resource
 import time
 
-from muontrap.containment.processes import Held, living, send, stat
+from muontrap.containment.processes import Held, is_same, living, send, stat
 from muontrap.guard import transport
 from muontrap.kernel import signals
 from muontrap.kernel.process import is_dead
@@ -16,6 +16,7 @@ from muontrap.logic.wire import Ended, Ping, Pong, Record, Signal, Started, Stop
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import _socket
+    from collections.abc import Iterable, Mapping
 
     from muontrap.guard.family import Family
     from muontrap.guard.placement import Placed
@@ -41,7 +42,7 @@ class Command:
     errors: int | None = None  # the pipe of a forked child, until `execve` is done
     said = b""  # what has come of it
     terminal: tuple[int, int] | None = None  # (descriptor, the host's process group)
-    not_permitted: frozenset[int] | set[int] = frozenset()  # pids that could not be signalled
+    not_permitted: Mapping[int, int] = {}  # pid -> start of what could not be signalled
     _ended: Ended | None = None
     _removed_by = 0.0
     _oom_until = 0.0
@@ -161,7 +162,7 @@ class Command:
             try:
                 os.killpg(self.main.pid, record.signum)
             except PermissionError:
-                self.not_permitted |= {self.main.pid}
+                self._note_refused([self.main.pid])
             except ProcessLookupError:
                 pass  # it has left the group that it led
 
@@ -206,7 +207,7 @@ class Command:
             self._report(now)
         elif action == "kill-main":
             self._note(signals.SIGKILL, 1)
-            self.not_permitted |= set(send([self.main], signals.SIGKILL))
+            self._note_refused(send([self.main], signals.SIGKILL))
         elif action == "signal-main":
             self._signal([self.main])
         elif action == "signal-all":
@@ -244,7 +245,7 @@ class Command:
                 self.placed.group.strike()
             with self._family.left_of(self.number, self._strike) as found:
                 alive = self._strike(found)
-                dead = {held.pid for held in found} - self.not_permitted - alive
+                dead = {held.pid for held in found} - self.not_permitted.keys() - alive
             if self.placed and self._escalation.state != "stopping":
                 self.placed.group.release()
             if alive | dead != self._seen or not all(map(_is_stuck, alive)):
@@ -266,15 +267,23 @@ class Command:
 
     def _strike(self, found: list[Held]) -> set[int]:
         """Kill what is alive, if its time has come; return who was."""
-        alive = set(living(found)) - self.not_permitted
+        alive = {pid for pid in living(found) if not self._was_refused(pid)}
         if self._escalation.state != "stopping":
             refused = send([held for held in found if held.pid in alive], signals.SIGKILL)
-            self.not_permitted |= set(refused)
-            alive -= self.not_permitted
+            self._note_refused(refused)
+            alive -= set(refused)
             if alive - self._killed:
                 self._note(signals.SIGKILL, len(alive - self._killed))
                 self._killed |= alive
         return alive
+
+    def _note_refused(self, pids: Iterable[int]) -> None:
+        refused = {pid: seen[2] if (seen := stat(pid)) else 0 for pid in pids}
+        if refused:
+            self.not_permitted = {**self.not_permitted, **refused}
+
+    def _was_refused(self, pid: int) -> bool:
+        return pid in self.not_permitted and is_same(pid, self.not_permitted[pid])
 
     def _note(self, signum: int, count: int) -> None:
         *before, last = self._sent or ((0, 0.0, 0),)
@@ -303,7 +312,7 @@ class Command:
             involuntary_switches=usage.ru_nivcsw,
             sent=[float(number) for sent in self._sent for number in sent],
             not_permitted=sorted(self.not_permitted)[:_MOST_PIDS],
-            unkillable=sorted(left - self.not_permitted)[:_MOST_PIDS],
+            unkillable=sorted(left - self.not_permitted.keys())[:_MOST_PIDS],
             cgroup=self.placed.readings().encode() if self.placed else b"",
         )
         if self.placed and self._escalation.state == "gone":

@@ -5,7 +5,16 @@ from __future__ import annotations
 import os
 import time
 
-from muontrap.containment.processes import Held, Pack, children, descendants, read, read_children, stat
+from muontrap.containment.processes import (
+    Held,
+    Pack,
+    children,
+    descendants,
+    is_same,
+    read,
+    read_children,
+    stat,
+)
 from muontrap.kernel import signals
 from muontrap.kernel.process import is_dead
 from muontrap.logic.ledger import Ledger
@@ -14,7 +23,7 @@ from muontrap.logic.procfs import parse_last_pid
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Mapping
 
     from muontrap.containment.groups import Group
     from muontrap.containment.tagged import TagReader
@@ -54,9 +63,9 @@ class Family:
         self._orphans: dict[int, Orphan] = {}
         self._starts: dict[int, int] = {}
         self._released: set[int] = set()
-        self._untouchable: dict[
-            int, int
-        ] = {}  # pid -> start of what ended commands were not allowed to signal
+        # pid -> start of what ended commands were not permitted to signal, and numbers of such commands
+        self._untouchable: dict[int, int] = {}
+        self._marks_left: set[int] = set()
         self.mains: dict[int, Held] = {}
         self.has_news: bool = False
         # number -> pids with its tag, listed after its main process had died; to be used once
@@ -76,11 +85,16 @@ class Family:
         if form is None:
             return last + 1
         try:
-            used = self.mains.keys() | self._released if self._released else self.mains
-            return form.next_number(last, used)
+            left = self._released or self._marks_left
+            return form.next_number(last, self._used() if left else self.mains)
         except BlockingIOError:
-            self._released &= self._reader.numbers(self._guard_id).keys()
-            return form.next_number(last, self.mains.keys() | self._released)
+            found = self._reader.numbers(self._guard_id).keys()
+            self._released &= found
+            self._marks_left &= found
+            return form.next_number(last, self._used())
+
+    def _used(self) -> set[int]:
+        return self.mains.keys() | self._released | self._marks_left
 
     def add(self, number: int, main: Held, group: Group | None) -> None:
         """Take in a command, which may have a cgroup."""
@@ -89,19 +103,17 @@ class Family:
             self._groups[number] = group
         self._ledger.launched(main.pid)
 
-    def remove(self, number: int, *, spare: bool, not_permitted: Collection[int]) -> None:
+    def remove(self, number: int, *, spare: bool, not_permitted: Mapping[int, int]) -> None:
         """Let go of a command that has ended; `spare` what is left of it, or kill it from now on.
 
-        What it was not permitted to signal is left alone, and is no other command's.
+        What it was not permitted to signal (pid -> start) is left alone, and is no other command's.
         """
         if not_permitted:
-            left = [(pid, seen[2]) for pid in not_permitted if (seen := stat(pid))]
-            self._untouchable.update(left)
-            self._released.add(number)
+            self._untouchable.update(not_permitted)
+            self._marks_left.add(number)
             self.has_news = True  # its main process may be among the children for longer
-            for pid, _ in left:
-                if pid in self._orphans:
-                    self._orphans[pid].spared = True
+            for pid in not_permitted.keys() & self._orphans.keys():
+                self._orphans[pid].spared |= is_same(pid, not_permitted[pid])
         if spare:
             self._adopt()
             for orphan in self._orphans.values():
@@ -123,10 +135,7 @@ class Family:
                 del self._orphans[pid]
         for pid, orphan in self._orphans.items():
             if not orphan.spared and not self._claimants(orphan):
-                try:
-                    os.kill(pid, signals.SIGKILL)  # a child not yet reaped: the pid is its own
-                except PermissionError:
-                    orphan.spared = True
+                _kill(pid, orphan)
 
     def left_nothing(self, number: int, launched: float) -> bool:
         """Tell whether it is proved, without a look at all processes, that a dead main process was alone.
@@ -216,6 +225,8 @@ class Family:
                 seen = None if tag and pid not in self._untouchable else stat(pid)
                 self._orphans[pid] = orphan = Orphan(tag, seen[2] if seen else 0)
                 orphan.spared = self._untouchable.pop(pid, None) == orphan.start
+                if tag and tag[0] == self._guard_id and tag[1] in self._marks_left:
+                    _kill(pid, orphan)  # now: it may not be permitted either, and is no other command's
 
     def _claimants(self, orphan: Orphan) -> frozenset[int]:
         if orphan.tag and orphan.tag[0] == self._guard_id and orphan.tag[1] in self._released:
@@ -227,6 +238,14 @@ class Family:
                     self._starts[number] = seen[2] if seen else 0
         running = dict.fromkeys(self.mains, 0) | self._starts
         return claimants(orphan.tag, orphan.start, self._guard_id, running)
+
+
+def _kill(pid: int, orphan: Orphan) -> None:
+    """Kill a child that was not reaped yet: the pid is its own."""
+    try:
+        os.kill(pid, signals.SIGKILL)
+    except PermissionError:
+        orphan.spared = True
 
 
 def _open_own_children() -> int | None:

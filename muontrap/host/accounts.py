@@ -45,7 +45,7 @@ class Identity:
                 b"LOGNAME": os.fsencode(account.pw_name),
                 b"SHELL": os.fsencode(account.pw_shell or "/bin/sh"),
             }
-        elif command.user is not None:
+        elif command.user not in (None, os.geteuid()):
             self.variables = dict.fromkeys((b"HOME", b"USER", b"LOGNAME", b"SHELL"))  # not the host's
         if not command.allow_root:
             _refuse_root(command, self)

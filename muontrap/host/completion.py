@@ -41,9 +41,9 @@ class Completion(Exchange):
         assert result is not None
         if self._cap and self._cap.must_stop and result.reason in ("exited", "signal"):
             result.reason = "max-output"  # it ended before it could be stopped
-        result.stdout, result.stderr = so_far = self.so_far()
+        result.stdout, result.stderr = self.so_far()
         try:
-            result.stdout, result.stderr = self.decoded(so_far)
+            result.stdout, result.stderr = self.outputs()
         except UnicodeError as error:
             error.result = result  # type: ignore[attr-defined]
             raise

@@ -10,7 +10,7 @@ import time
 
 from muontrap.errors import GuardDied
 from muontrap.host.link import poll_for, poll_ms
-from muontrap.host.streams import CHUNK, codec, encoded, left_in, read_ahead
+from muontrap.host.streams import CHUNK, codec, decode_rest, encoded, left_in, read_ahead
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ class Exchange:
         self._cap = cap
         self._sinks: dict[int, Sink] = sinks or {}
         self._kept: dict[int, io.BytesIO] = {}  # by target: what has no sink, and is returned
+        self._ahead: dict[int, str] = {}  # by target: text that the user's file object has decoded before
+        self._texts: dict[int, str] = {}  # by target: all of it
         self._open: dict[int, Callable[[bytes], object]] = {}  # by descriptor: what takes the bytes
         for target in (1, 2):
             if target not in pipes.fds:
@@ -84,7 +86,11 @@ class Exchange:
         for target, kept in self._kept.items():
             file = self._pipes.files[target]
             if file and not file.closed:
-                kept.write(read_ahead(self._command, file))
+                ahead = read_ahead(self._command, file)
+                if isinstance(ahead, bytes):
+                    kept.write(ahead)
+                else:
+                    self._ahead[target] = self._ahead.get(target, "") + ahead
         self.feed(None if data is None else written)
 
     def feed(self, data: memoryview | None) -> None:
@@ -110,12 +116,17 @@ class Exchange:
 
     def _move(self, deadline: float | None) -> bool:
         word = self._status.fileno()
+        # The user may have closed one since the last time, and its number may be another file's.
+        still_open = set(map(self._pipes.fd, self._pipes.fds))
+        self._open = {fd: take for fd, take in self._open.items() if fd in still_open}
         poll = poll_for([word, *self._open])
         stdin = None if self._input is None else self._pipes.fd(0)
         if stdin is not None:
             poll.register(stdin, select.POLLOUT)
         while True:
             for fd, _ in poll.poll(poll_ms(self._left(deadline))):
+                if self._status.is_closed:
+                    raise ValueError(f"command {self._status.pid} was closed while it was waited for")
                 if fd == word:
                     try:
                         ended = self._status.has_ended()
@@ -139,20 +150,15 @@ class Exchange:
 
     def so_far(self) -> tuple[bytes | None, bytes | None]:
         """Return the bytes kept of stdout and of stderr, None for one that is not captured."""
-        # `getvalue` makes no copy, as long as it is the only one.
-        stdout, stderr = self._kept.get(1), self._kept.get(2)
-        return stdout.getvalue() if stdout else None, stderr.getvalue() if stderr else None
+        return self._bytes(1), self._bytes(2)
 
-    def decoded(self, outputs: tuple[bytes | None, bytes | None]) -> tuple[Any, Any]:
+    def outputs(self) -> tuple[Any, Any]:
         """Return stdout and stderr, decoded if the command's streams are text.
 
         Raises:
             UnicodeError: it can't be; mostly a `UnicodeDecodeError`, with the stream's bytes in its `object`.
         """
-        if not self._command.is_text:
-            return outputs
-        stdout, stderr = outputs
-        return self._decode(stdout), self._decode(stderr)
+        return (self._text(1), self._text(2)) if self._command.is_text else self.so_far()
 
     def _left(self, deadline: float | None) -> float | None:
         """Return how many seconds to wait; end a command that has been silent for too long."""
@@ -178,9 +184,23 @@ class Exchange:
                     break
                 left -= count
 
-    def _decode(self, data: bytes | None) -> str | None:
-        if data is None:
+    def _bytes(self, target: int) -> bytes | None:
+        kept = self._kept.get(target)
+        if kept is None:
             return None
+        data = kept.getvalue()  # which makes no copy, as long as it is the only one
+        ahead = self._ahead.get(target)
+        return ahead.encode(*codec(self._command)) + data if ahead else data
+
+    def _text(self, target: int) -> str | None:
+        kept = self._kept.get(target)
+        if kept is not None and target not in self._texts:
+            data, file = kept.getvalue(), self._pipes.files[target]
+            text = decode_rest(file, data) if file and not file.closed else self._decode(data)
+            self._texts[target] = self._ahead.get(target, "") + text
+        return self._texts.get(target)
+
+    def _decode(self, data: bytes) -> str:
         encoding, errors = codec(self._command)
         if self._cap and self._cap.is_exceeded:  # which may have cut a character: that is left out
             text = codecs.getincrementaldecoder(encoding)(errors).decode(data)

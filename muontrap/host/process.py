@@ -152,7 +152,7 @@ class Process:
         if not exchange.until_end(deadline):
             assert timeout is not None
             raise TimeoutExpired(self.args, timeout, *exchange.so_far())
-        return exchange.decoded(exchange.so_far())
+        return exchange.outputs()
 
     if TYPE_CHECKING:
 
@@ -248,8 +248,6 @@ class Process:
             Exception: what a callback has raised, if `wait` has not said so and no other exception ends
                 the `with` block.
         """
-        if self._status.link.is_closed:
-            self._status.close()  # a forked child's copy
         if self._status.is_closed:
             return
         if self.reader and self.reader.is_within_pump:
@@ -282,10 +280,7 @@ class Process:
                 raise
 
     def __del__(self) -> None:
-        if not hasattr(self, "_closing") or self._is_closed:
-            return
-        if self._status.link.is_closed:
-            self._status.close()  # a forked child's copy
+        if not hasattr(self, "_closing") or self._is_closed or self._status.link.is_closed:
             return
         is_left = self._status.is_running
         self._let_go()
@@ -382,9 +377,11 @@ class Process:
         with self._closing:
             if self.reader:
                 self.reader.close()
-            self._pipes.close()
-            self._status.close()
-            self._is_closed = True
+            try:
+                self._pipes.close()
+            finally:
+                self._status.close()
+                self._is_closed = True
 
 
 _TARGETS = {"stdout": (1,), "stderr": (2,), "both": (1, 2)}

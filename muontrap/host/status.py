@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+import weakref
 
 from muontrap.host.link import STUCK_AFTER, wait_readable
 from muontrap.host.results import CompletedProcess
@@ -63,6 +64,7 @@ class Status:
         self._lock = threading.RLock()
         self._answers: list[Answer] = []  # what has come and was not taken
         self._stuck_at: float | None = time.monotonic() + STUCK_AFTER
+        _all.add(weakref.ref(self, _all.discard))
 
     @property
     def is_closed(self) -> bool:
@@ -98,7 +100,7 @@ class Status:
         """Take what the guard has said; return whether nothing of the command is left.
 
         Raises:
-            RuntimeError: a finalizer asks, and what it has interrupted is this very function.
+            RuntimeError: a finalizer or a signal's handler asks, and has interrupted this very function.
             ValueError: a finalizer has closed it, and nobody waited for the end.
             GuardDied: it will never say; the command is dead.
             OSError: why the command did not run.
@@ -106,7 +108,9 @@ class Status:
         self.check_here()
         with self._lock:
             if self._is_reading:
-                raise RuntimeError("this finalizer can't ask: it has interrupted who takes the answer")
+                raise RuntimeError(
+                    "this finalizer, or signal's handler, can't ask: it has interrupted who takes the answer"
+                )
             if self.is_running:
                 if self.is_closed:
                     raise ValueError(f"command {self.pid} was closed before its end was known")
@@ -242,3 +246,19 @@ class Status:
         text = os.strerror(code) if step in ("execve", "chdir") else f"{os.strerror(code)} (at {step})"
         directory = self._command.cwd or b"."
         return OSError(code, text, os.fsdecode(directory if step == "chdir" else self._command.program))
+
+
+# Of a forked child's parent: what the child must not hold open.  A WeakSet is Python, at each launch.
+_all: set[weakref.ref[Status]] = set()
+
+
+def _forget_in_child() -> None:
+    """Close what the guard would see open although the host, the parent, has closed it."""
+    for reference in list(_all):
+        status = reference()
+        if status:
+            status.close()
+    _all.clear()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

@@ -13,8 +13,8 @@ from muontrap.logic.command import DEFAULT_WINDOW, DEVNULL, PIPE, STDOUT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator
-    from typing import IO, Any
+    from collections.abc import Callable, Container, Iterator
+    from typing import IO, Any, NoReturn
 
     from muontrap.logic.command import Command
 
@@ -77,8 +77,10 @@ class Pipes:
         fd, file = self.fds.pop(target, None), self.files[target]
         if file:
             try:
+                if fd is not None and not target and not file.closed:
+                    os.set_blocking(fd, False)  # what is not written yet may have nobody who reads it
                 file.close()
-            except BrokenPipeError:
+            except (BrokenPipeError, BlockingIOError):
                 pass
         elif fd is not None:
             os.close(fd)
@@ -187,24 +189,49 @@ def encoded(command: Command, data: Any) -> memoryview:
     return memoryview(data).cast("B")
 
 
-def read_ahead(command: Command, file: Any) -> bytes:
-    """Return what a file object has read of its pipe, and not given yet."""
-    buffer, taken = (file.buffer if command.is_text else file), b""
-    own = vars(getattr(buffer, "raw", buffer))
-    own.update(readinto=lambda _: None, read=lambda _: b"")  # nothing new
+class _NothingNew(Exception):
+    pass
+
+
+def _nothing_new(*_: object) -> NoReturn:
+    raise _NothingNew
+
+
+def read_ahead(command: Command, file: Any) -> Any:
+    """Return what a file object has read of its pipe, and not given yet: str of a text stream, else bytes."""
+    taken: list[Any] = []
+
+    def take() -> None:
+        if not command.is_text:
+            taken.append(file.read(len(file.peek())) if hasattr(file, "peek") else b"")
+        while command.is_text and (piece := file.read(1)):
+            taken.append(piece)
+
     try:
-        if command.is_text:
-            text = ""
-            try:
-                while piece := file.read(1):
-                    text += piece
-            except UnicodeDecodeError as error:
-                taken = error.object  # mostly the beginning of a character
-            if text:
-                taken = text.encode(*codec(command)) + taken
-        return taken + (buffer.read(len(buffer.peek())) if hasattr(buffer, "peek") else b"")
+        _reading_from(file, _nothing_new, _nothing_new, take)
+    except _NothingNew:
+        pass  # what the decoder has of a character is for `decode_rest`
+    return ("" if command.is_text else b"").join(taken)
+
+
+def decode_rest(file: Any, data: bytes) -> str:
+    """Decode what has come of a text stream since its file object has read."""
+    source = io.BytesIO(data)
+    text: str = _reading_from(file, source.readinto, source.read, file.read)
+    return text
+
+
+def _reading_from(
+    file: Any, readinto: Callable[..., Any], read: Callable[..., Any], act: Callable[[], Any]
+) -> Any:
+    """Act while a file object reads from elsewhere."""
+    buffer = getattr(file, "buffer", file)
+    own = vars(getattr(buffer, "raw", buffer))
+    own.update(readinto=readinto, read=read, readall=read)
+    try:
+        return act()
     finally:
-        del own["readinto"], own["read"]
+        del own["readinto"], own["read"], own["readall"]
 
 
 def _layers(fd: int, mode: str, command: Command) -> Iterator[Any]:

@@ -161,6 +161,14 @@ def test_a_uid_without_an_account_is_told_of_nobodys_home(arena: Arena) -> None:
     assert found["PATH"] == os.environ["PATH"]
 
 
+def test_the_hosts_own_uid_keeps_its_home(arena: Arena) -> None:
+    """Also without an account: as in a container with a uid of its own."""
+    options = {"user": ORDINARY, "group": ORDINARY}
+    script = "echo $HOME"
+    answer = run_as(arena, ["/bin/sh", "-c", script], user_of_host=ordinary_user(), **options)
+    assert answer["stdout"] == f"{os.environ['HOME']}\n", answer
+
+
 def test_environment_of_the_caller_is_taken_as_it_is(arena: Arena) -> None:
     assert environment_as(arena, user="nobody", env={"ONLY": "this"}) == {"ONLY": "this"}
 

@@ -18,6 +18,7 @@ from hostlib import (
     hear,
     kind,
     muontrap,
+    open_fds,
     say,
     subprocess,
     threading,
@@ -375,6 +376,36 @@ def test_a_forked_child_of_the_host_does_not_stop_its_commands(arena: Arena, how
     started.ask("stop")
     arena.wait_left(own(arena, started), bound=GRACE + BOUND)
     assert len(arena.named("muontrap-guard")) == 1 or how == "launch"
+
+
+def children_host(*, count: int) -> None:
+    """Fork children that stay while commands run."""
+    process = muontrap.Launcher(["/bin/sleep", "1000"]).launch()
+    guard: Any = muontrap.host.link._links.current
+    folder = f"/proc/{guard.hello.guard_pid}/fd"
+    before = len(os.listdir(folder))
+    for _ in range(count):
+        threads = [threading.Thread(target=muontrap.run, args=(["/bin/sleep", "0.2"],)) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.1)
+        if not os.fork():
+            say(sockets=[name for name in open_fds() if "socket:" in name])
+            hear()
+            os._exit(0)
+        for thread in threads:
+            thread.join()
+    say(more=len(os.listdir(folder)) - before)
+    process.close()
+    hear()
+
+
+def test_a_forked_child_keeps_no_channel(arena: Arena) -> None:
+    """The guard would have to keep its end, of what the host has closed, for as long as the child lives."""
+    started = arena.host(children_host, count=4)
+    for _ in range(4):
+        assert started.hear() == {"sockets": []}
+    assert started.hear()["more"] <= 8, "the channels that are kept for the next launches"
 
 
 def forking_thread_host(*, count: int) -> None:

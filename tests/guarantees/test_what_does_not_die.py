@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from arena import Arena, CgroupLedger, Host
-from commands import need_root, ordinary_user
+from arena import BOUND, Arena, CgroupLedger, Host, read_text
+from commands import ORDINARY, need_root, ordinary_user
 from hostlib import GRACE, Any, hear, muontrap, say, threading, time
 
 pytestmark = pytest.mark.slow
@@ -35,15 +35,24 @@ def freezer(arena: Arena) -> Iterator[list[str]]:
         pytest.skip("needs a freezer of cgroup v1")
     group = ledger.path / "frozen"
     group.mkdir()
+    (arena.folder / "state").symlink_to(group / "freezer.state")
     script = f"echo $$ >{group}/cgroup.procs; echo ready >{arena.ready}; echo FROZEN >{group}/freezer.state"
     yield ["/bin/sh", "-c", script]
     ledger.freeze(frozen=False)
 
 
+def wait_frozen(arena: Arena) -> None:
+    """Wait until the command has done it, to which it says "ready" before."""
+    arena.wait_ready()
+    deadline = time.monotonic() + BOUND
+    while read_text(f"{arena.folder}/state") != "FROZEN":
+        assert time.monotonic() < deadline
+
+
 def run_host(*, line: list[str]) -> None:
     begin = time.monotonic()
     try:
-        muontrap.run(line, timeout=0.5, delay_to_sigkill=GRACE)
+        muontrap.run(line, timeout=1.5, delay_to_sigkill=GRACE)
     except muontrap.TimeoutExpired as error:
         result: Any = error.result
     say(seconds=time.monotonic() - begin, pids=result.unkillable, reason=result.reason)
@@ -67,7 +76,7 @@ def test_run_says_what_did_not_die(arena: Arena) -> None:
         (pid,) = answer["pids"]
         assert pid in arena.left()
         assert answer["reason"] == "timeout"
-        assert answer["seconds"] < 0.5 + GRACE + 0.5 + NOISE
+        assert answer["seconds"] < 1.5 + GRACE + 0.5 + NOISE
         said = host.hear()
         assert said["returncode"] is None
         assert f"still running are {pid}" in said["text"]
@@ -95,7 +104,7 @@ def test_it_is_hunted_on(arena: Arena, death: str) -> None:
     """Also when the host dies: before it was found to be unkillable, or afterwards."""
     with freezer(arena) as line:
         host = arena.host(process_host, line=line)
-        arena.wait_ready()
+        wait_frozen(arena)
         if death != "before":
             answer = host.ask("stop")
             assert (answer["is_it"], answer["waits"]) == (True, 3 * [None])
@@ -184,3 +193,42 @@ def test_what_may_not_be_signalled_is_left_and_named_once(arena: Arena, has_mark
     os.kill(pid, signal.SIGKILL)
     arena.wait_left(own(arena, host))
     assert host.ask("again") == {"others": []}
+
+
+def later_host(*, line: list[str]) -> None:
+    process = muontrap.Launcher(line, delay_to_sigkill=GRACE).launch()
+    hear()
+    result = process.stop()
+    say(not_permitted=list(result.not_permitted) == [process.pid])
+    process.close()
+    hear()
+    say(after=muontrap.run(["/bin/true"]).not_permitted)
+    hear()
+
+
+def test_what_it_starts_later_is_killed_if_it_may_be(arena: Arena) -> None:
+    """And what it starts later that may not be signalled either is no other command's."""
+    need_root()
+    setpriv = arena.copy_program("/usr/bin/setpriv", mode=0o4755, owner=0)
+    if os.statvfs(setpriv).f_flag & os.ST_NOSUID:
+        pytest.skip("temporary files lie on a nosuid file system")
+    os.mkfifo(arena.folder / "go")
+    ordinary = f"/usr/bin/setpriv --reuid={ORDINARY} /bin/sleep 1000"
+    script = (
+        f"echo ready >{arena.ready}; read _ <go; ({ordinary} & exec sleep 1000 &); echo ready >{arena.ready}"
+    )
+    host = arena.host(
+        later_host, line=[setpriv, "--reuid=0", "/bin/sh", "-c", f"{script}; read _ <go"], **ordinary_user()
+    )
+    arena.wait_ready()
+    assert host.ask("stop") == {"not_permitted": True}
+    (arena.folder / "go").write_bytes(b"\n")
+    arena.wait_ready(2)
+    (arena.folder / "go").write_bytes(b"\n")  # its end makes them the guard's children
+    arena.wait_count({"sh": 0})
+    assert host.ask("run another") == {"after": []}
+    arena.wait_count({"sleep": 1})
+    (pid,) = arena.left() - own(arena, host)
+    assert os.stat(f"/proc/{pid}").st_uid == 0
+    os.kill(pid, signal.SIGKILL)
+    arena.wait_left(own(arena, host))
