@@ -39,12 +39,13 @@ _SECONDS_PER_PID = 2.5e-7
 class Orphan:
     """An adopted child, with the tag and the start that it had when it was first seen."""
 
-    __slots__ = ("spared", "start", "tag")
+    __slots__ = ("refused", "spared", "start", "tag")
 
     def __init__(self, tag: tuple[int, int] | None, start: int) -> None:
         self.tag: tuple[int, int] | None = tag
         self.start: int = start
         self.spared: bool = False
+        self.refused: bool = False  # it could not be signalled: it is tried again
 
 
 class Family:
@@ -113,7 +114,7 @@ class Family:
             self._marks_left.add(number)
             self.has_news = True  # its main process may be among the children for longer
             for pid in not_permitted.keys() & self._orphans.keys():
-                self._orphans[pid].spared |= is_same(pid, not_permitted[pid])
+                self._orphans[pid].refused |= is_same(pid, not_permitted[pid])
         if spare:
             self._adopt()
             for orphan in self._orphans.values():
@@ -134,7 +135,7 @@ class Family:
             if os.waitpid(pid, os.WNOHANG)[0]:
                 del self._orphans[pid]
         for pid, orphan in self._orphans.items():
-            if not orphan.spared and not self._claimants(orphan):
+            if not orphan.spared and (orphan.refused or not self._claimants(orphan)):
                 _kill(pid, orphan)
 
     def left_nothing(self, number: int, launched: float) -> bool:
@@ -194,7 +195,7 @@ class Family:
         return [
             pid
             for pid, orphan in self._orphans.items()
-            if not orphan.spared and self._claimants(orphan) <= {number}
+            if not (orphan.spared or orphan.refused) and self._claimants(orphan) <= {number}
         ]
 
     def _tagged(self, number: int) -> list[Held]:
@@ -224,7 +225,7 @@ class Family:
                 tag = self._reader.tag_of(pid)
                 seen = None if tag and pid not in self._untouchable else stat(pid)
                 self._orphans[pid] = orphan = Orphan(tag, seen[2] if seen else 0)
-                orphan.spared = self._untouchable.pop(pid, None) == orphan.start
+                orphan.refused = self._untouchable.pop(pid, None) == orphan.start
                 if tag and tag[0] == self._guard_id and tag[1] in self._marks_left:
                     _kill(pid, orphan)  # now: it may not be permitted either, and is no other command's
 
@@ -245,7 +246,7 @@ def _kill(pid: int, orphan: Orphan) -> None:
     try:
         os.kill(pid, signals.SIGKILL)
     except PermissionError:
-        orphan.spared = True
+        orphan.refused = True
 
 
 def _open_own_children() -> int | None:

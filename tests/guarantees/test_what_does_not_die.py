@@ -213,17 +213,15 @@ def test_what_it_starts_later_is_killed_if_it_may_be(arena: Arena) -> None:
     if os.statvfs(setpriv).f_flag & os.ST_NOSUID:
         pytest.skip("temporary files lie on a nosuid file system")
     os.mkfifo(arena.folder / "go")
-    ordinary = f"/usr/bin/setpriv --reuid={ORDINARY} /bin/sleep 1000"
-    script = (
-        f"echo ready >{arena.ready}; read _ <go; ({ordinary} & exec sleep 1000 &); echo ready >{arena.ready}"
-    )
-    host = arena.host(
-        later_host, line=[setpriv, "--reuid=0", "/bin/sh", "-c", f"{script}; read _ <go"], **ordinary_user()
-    )
+    sleep = f"/bin/sh -c 'echo ready >{arena.ready}; exec sleep 1000'"
+    two = f"({sleep} & exec /usr/bin/setpriv --reuid={ORDINARY} {sleep} &)"
+    script = f"echo ready >{arena.ready}; read _ <go; {two}; read _ <go"
+    line = [setpriv, "--reuid=0", "/bin/sh", "-c", script]
+    host = arena.host(later_host, line=line, **ordinary_user())
     arena.wait_ready()
     assert host.ask("stop") == {"not_permitted": True}
     (arena.folder / "go").write_bytes(b"\n")
-    arena.wait_ready(2)
+    arena.wait_ready(3)
     (arena.folder / "go").write_bytes(b"\n")  # its end makes them the guard's children
     arena.wait_count({"sh": 0})
     assert host.ask("run another") == {"after": []}
