@@ -21,7 +21,7 @@ import muontrap
 from muontrap.containment.groups import remove_abandoned
 from muontrap.containment.tagged import TagReader, kill_guardless
 from muontrap.errors import GuardDied, GuardError
-from muontrap.host.situation import Situation, environment
+from muontrap.host.situation import Situation, environment, sees_its_children
 from muontrap.kernel.process import pidfd_open, pidfd_send_signal
 from muontrap.kernel.sockets import Truncated, receive
 from muontrap.logic.tags import NARROW, WIDE
@@ -83,10 +83,14 @@ class Link:
             raise
         form = {WIDE.width: WIDE, NARROW.width: NARROW}.get(self.hello.tag_width)
         self._reader = TagReader(form)
+        self._dead = poll_for(self._pidfds)
 
     def is_whole(self) -> bool:
         """Tell whether guard and watch are both alive."""
-        return not wait_readable(self._pidfds, 0)
+        try:
+            return not self._dead.poll(0)
+        except RuntimeError:  # a finalizer asks, and has interrupted this very line
+            return not wait_readable(self._pidfds, 0)
 
     def survives(self) -> bool:
         """Tell whether the guard closed a channel without dying: an exit closes them first."""
@@ -310,6 +314,11 @@ def start_guard(*, keep_privileges: bool = False) -> None:
 
 
 def _start(situation: Situation, *, keep_privileges: bool) -> Link:
+    if not sees_its_children():
+        raise GuardError(
+            "/proc is that of another PID namespace than this thread's children have, and so does not show "
+            "the guard: enter theirs with a fork, and mount its /proc, as unshare --pid --fork --mount-proc"
+        )
     link = Link(situation, interpreter(), keep_privileges=keep_privileges)
     _links.all.add(link)
     _links.current = link

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import threading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 
 # To open one for what is in it, and not to read it.
 DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+_FOLDER = b"/proc/thread-self/ns"
 # A child of this thread has "pid_for_children" and "time_for_children".
 _KINDS = (b"cgroup", b"ipc", b"mnt", b"net", b"pid_for_children", b"time_for_children", b"user", b"uts")
 # One by one: whoever has changed its ids may not list the folder (not "dumpable", prctl(2)).
@@ -51,9 +53,55 @@ def environment() -> dict[bytes, bytes]:
     return data
 
 
+def sees_its_children() -> bool:
+    """Tell whether /proc is that of the PID namespace in which this thread's children are."""
+    own, theirs = (_read(b"%s/%s" % (_FOLDER, name), 0) for name in (b"pid", b"pid_for_children"))
+    return own == theirs and os.readlink("/proc/self") == str(os.getpid())
+
+
 def _namespaces() -> list[bytes]:
-    folder = os.open("/proc/thread-self/ns", DIRECTORY)
+    if threading.get_native_id() == os.getpid():
+        if not _links:
+            _links.extend(_open_links())
+        try:
+            return [os.readlink(b"", dir_fd=link) for link in _links] or _read_namespaces()
+        except OSError:
+            _links.clear()  # by a host that closes all descriptors: they are not ours any more
+    return _read_namespaces()
+
+
+def _read_namespaces() -> list[bytes]:
+    folder = os.open(_FOLDER, DIRECTORY)
     try:
-        return [os.readlink(name, dir_fd=folder) for name in _NAMESPACES]
+        return [_read(name, folder) for name in _NAMESPACES]
     finally:
         os.close(folder)
+
+
+def _read(name: bytes, folder: int) -> bytes:
+    try:
+        return os.readlink(name, dir_fd=folder)
+    except FileNotFoundError:
+        return b""  # a new one, without a first process
+
+
+# The main thread's, open: to find them again takes three times as long as to read them (F62).
+_links: list[int] = []
+
+
+def _open_links() -> list[int]:
+    links: list[int] = []
+    try:
+        for name in _NAMESPACES:
+            links.append(os.open(b"%s/%s" % (_FOLDER, name), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC))
+    except OSError:
+        _close(links)  # no descriptor is left
+    return links
+
+
+def _close(links: list[int]) -> None:
+    while links:
+        os.close(links.pop())
+
+
+os.register_at_fork(after_in_child=lambda: _close(_links))

@@ -1,0 +1,100 @@
+"""A command runs in the namespaces that its host is in when it launches, as with `subprocess`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import pytest
+from arena import Arena
+from commands import need_root
+from hostlib import Any, ctypes, kind, muontrap, say, threading
+
+pytestmark = pytest.mark.slow
+
+# CLONE_NEW* of sched.h.
+KINDS = {
+    "cgroup": 0x02000000,
+    "ipc": 0x08000000,
+    "mnt": 0x00020000,
+    "net": 0x40000000,
+    "user": 0x10000000,
+    "uts": 0x04000000,
+}
+
+
+def host(*, name: str, flag: int, how: str) -> None:
+    """Launch, leave the namespace, and launch again: in some thread or process."""
+    from muontrap.host import situation
+
+    look = ["/bin/readlink", f"/proc/self/ns/{name}"]
+    answers: list[Any] = []
+
+    def act() -> None:
+        before = muontrap.run(look, capture_output=True, text=True).stdout
+        if how == "descriptors-replaced":
+            null = os.open("/dev/null", os.O_RDONLY)
+            for link in situation._links:
+                os.dup2(null, link)
+        if ctypes.CDLL(None, use_errno=True).unshare(flag):
+            raise OSError(ctypes.get_errno(), "unshare")
+        after = [muontrap.run(look, capture_output=True, text=True).stdout.strip() for _ in range(2)]
+        there = os.readlink(f"/proc/thread-self/ns/{name}")
+        answers.extend([before.strip() != there, after == 2 * [there]])
+
+    if how == "thread":
+        thread = threading.Thread(target=act)
+        thread.start()
+        thread.join()
+    elif how == "forked-child":
+        muontrap.run(look)
+        if pid := os.fork():
+            os.waitpid(pid, 0)
+            return
+        act()
+    else:
+        act()
+    say(answers=answers)
+
+
+@pytest.mark.parametrize("how", ["main-thread", "thread", "forked-child", "descriptors-replaced"])
+@pytest.mark.parametrize("name", KINDS)
+def test_a_command_is_where_its_host_is(arena: Arena, name: str, how: str) -> None:
+    need_root()
+    if name == "user" and how == "thread":
+        pytest.skip("who has threads may not leave its user namespace, unshare(2)")
+    option = {"mnt": "--mount"}.get(name, f"--{name}")
+    if subprocess.run(["unshare", option, "true"], capture_output=True, check=False).returncode:
+        pytest.skip(f"no other namespace of this kind ({name}) can be had here")
+    assert arena.host(host, name=name, flag=KINDS[name], how=how).hear() == {"answers": [True, True]}
+
+
+def children_host() -> None:
+    """Its children will be in a PID namespace that has no process yet."""
+    flag = 0x20000000
+    muontrap.run(["/bin/true"])
+    if ctypes.CDLL(None, use_errno=True).unshare(flag):
+        raise OSError(ctypes.get_errno(), "unshare")
+    say(kinds=[kind(lambda: muontrap.run(["/bin/true"])) for _ in range(2)])
+
+
+def foreign_host() -> None:
+    say(kinds=[kind(lambda: muontrap.run(["/bin/true"])) for _ in range(2)])
+
+
+@pytest.mark.parametrize("is_in_it", [False, True])
+def test_where_proc_is_of_another_pid_namespace_nothing_runs(arena: Arena, is_in_it: bool) -> None:
+    """There the guard would take others for what it has to kill."""
+    need_root()
+    if subprocess.run(["unshare", "--pid", "--fork", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no other PID namespace can be had here")
+    code, before = (foreign_host, ["unshare", "--pid", "--fork"]) if is_in_it else (children_host, [])
+    assert arena.host(code, before=before).hear() == {"kinds": 2 * [["GuardError", None, ""]]}
+
+
+def test_with_a_proc_of_its_own_commands_run(arena: Arena) -> None:
+    need_root()
+    before = ["unshare", "--pid", "--fork", "--mount-proc"]
+    if subprocess.run([*before, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no other PID namespace can be had here")
+    assert arena.host(foreign_host, before=before).hear() == {"kinds": 2 * [["returned"]]}
