@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import threading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,17 +59,6 @@ def sees_its_children() -> bool:
 
 
 def _namespaces() -> list[bytes]:
-    if threading.get_native_id() == os.getpid():
-        if not _links:
-            _links.extend(_open_links())
-        try:
-            return [os.readlink(b"", dir_fd=link) for link in _links] or _read_namespaces()
-        except OSError:
-            _links.clear()  # by a host that closes all descriptors: they are not ours any more
-    return _read_namespaces()
-
-
-def _read_namespaces() -> list[bytes]:
     folder = os.open(_FOLDER, DIRECTORY)
     try:
         return [_read(name, folder) for name in _NAMESPACES]
@@ -83,25 +71,3 @@ def _read(name: bytes, folder: int) -> bytes:
         return os.readlink(name, dir_fd=folder)
     except FileNotFoundError:
         return b""  # a new one, without a first process
-
-
-# The main thread's, open: to find them again takes three times as long as to read them (F62).
-_links: list[int] = []
-
-
-def _open_links() -> list[int]:
-    links: list[int] = []
-    try:
-        for name in _NAMESPACES:
-            links.append(os.open(b"%s/%s" % (_FOLDER, name), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC))
-    except OSError:
-        _close(links)  # no descriptor is left
-    return links
-
-
-def _close(links: list[int]) -> None:
-    while links:
-        os.close(links.pop())
-
-
-os.register_at_fork(after_in_child=lambda: _close(_links))

@@ -25,17 +25,11 @@ KINDS = {
 
 def host(*, name: str, flag: int, how: str) -> None:
     """Launch, leave the namespace, and launch again: in some thread or process."""
-    from muontrap.host import situation
-
     look = ["/bin/readlink", f"/proc/self/ns/{name}"]
     answers: list[Any] = []
 
     def act() -> None:
         before = muontrap.run(look, capture_output=True, text=True).stdout
-        if how == "descriptors-replaced":
-            null = os.open("/dev/null", os.O_RDONLY)
-            for link in situation._links:
-                os.dup2(null, link)
         if ctypes.CDLL(None, use_errno=True).unshare(flag):
             raise OSError(ctypes.get_errno(), "unshare")
         after = [muontrap.run(look, capture_output=True, text=True).stdout.strip() for _ in range(2)]
@@ -57,7 +51,7 @@ def host(*, name: str, flag: int, how: str) -> None:
     say(answers=answers)
 
 
-@pytest.mark.parametrize("how", ["main-thread", "thread", "forked-child", "descriptors-replaced"])
+@pytest.mark.parametrize("how", ["main-thread", "thread", "forked-child"])
 @pytest.mark.parametrize("name", KINDS)
 def test_a_command_is_where_its_host_is(arena: Arena, name: str, how: str) -> None:
     need_root()
