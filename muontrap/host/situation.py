@@ -54,20 +54,19 @@ def environment() -> dict[bytes, bytes]:
 
 def sees_its_children() -> bool:
     """Tell whether /proc is that of the PID namespace in which this thread's children are."""
-    own, theirs = (_read(b"%s/%s" % (_FOLDER, name), 0) for name in (b"pid", b"pid_for_children"))
-    return own == theirs and os.readlink("/proc/self") == str(os.getpid())
+    own, theirs = (b"%s/%s" % (_FOLDER, name) for name in (b"pid", b"pid_for_children"))
+    try:
+        is_theirs = not os.path.lexists(own) or os.readlink(own) == os.readlink(theirs)
+    except FileNotFoundError:  # a new one, without a first process (F62)
+        return False
+    return is_theirs and os.readlink("/proc/self") == str(os.getpid())
 
 
 def _namespaces() -> list[bytes]:
     folder = os.open(_FOLDER, DIRECTORY)
     try:
-        return [_read(name, folder) for name in _NAMESPACES]
+        return [os.readlink(name, dir_fd=folder) for name in _NAMESPACES]
+    except FileNotFoundError:
+        return []  # as above: no guard is there
     finally:
         os.close(folder)
-
-
-def _read(name: bytes, folder: int) -> bytes:
-    try:
-        return os.readlink(name, dir_fd=folder)
-    except FileNotFoundError:
-        return b""  # a new one, without a first process
