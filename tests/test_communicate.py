@@ -80,13 +80,15 @@ def test_no_more_than_that_is_taken_of_a_flood() -> None:
         assert len(process.communicate(timeout=BOUND)[0]) == 3_000_000
 
 
-def test_a_file_object_can_be_read_after_a_timeout() -> None:
-    with Launcher(["sh", "-c", "echo one; read _; echo two"], stdin=PIPE, stdout=PIPE).launch() as process:
-        assert process.stdin is not None
+def test_a_file_object_can_be_read_after_a_timeout(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "go")
+    line = ["sh", "-c", "echo one; read _ <go; echo two"]
+    with Launcher(line, stdout=PIPE, cwd=tmp_path).launch() as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"one\n"
         with pytest.raises(TimeoutExpired):
-            process.communicate(b"", timeout=0)
+            process.communicate(timeout=0.1)
+        (tmp_path / "go").write_bytes(b"\n")
         assert process.stdout.readline() == b"two\n"
 
 
@@ -224,6 +226,98 @@ def test_what_was_written_and_not_flushed_goes_first_and_holds_nothing_up(tmp_pa
             process.communicate(b"and this", timeout=0.2)
         (tmp_path / "go").write_bytes(b"\n")
         assert process.communicate(timeout=BOUND)[0].split() == [b"200008"]
+
+
+def test_who_else_has_the_pipe_may_write_as_before() -> None:
+    """A pipeline: O_NONBLOCK would be for all who have it."""
+    with Launcher(["wc", "-c"], stdin=PIPE, stdout=PIPE).launch() as counting:
+        assert counting.stdin is not None
+        kept = os.dup(counting.stdin.fileno())
+        feeding = Launcher(["head", "-c", "3000000", "/dev/zero"], stdout=counting.stdin)
+        with feeding.launch() as process:
+            with pytest.raises(TimeoutExpired):
+                counting.communicate(b"and this", timeout=0)
+            assert os.get_blocking(kept)
+            os.close(kept)
+            assert process.wait(BOUND) == 0
+        assert counting.communicate(timeout=BOUND)[0].split() == [b"3000008"]
+
+
+def test_what_is_written_between_two_calls_comes_after_the_input(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "go")
+    line = ["sh", "-c", "read _ <go; tr -s xy"]
+    with Launcher(line, stdin=PIPE, stdout=PIPE, cwd=tmp_path).launch() as process:
+        assert process.stdin is not None
+        with pytest.raises(TimeoutExpired):
+            process.communicate(200_000 * b"x", timeout=0.2)
+        process.stdin.write(b"yyy")
+        (tmp_path / "go").write_bytes(b"\n")
+        assert process.communicate(timeout=BOUND)[0] == b"xy"
+
+
+@pytest.mark.parametrize("options", [{}, {"text": True}, {"text": True, "bufsize": 0}])
+def test_reads_between_two_calls_keep_the_order(tmp_path: Path, options: dict[str, Any]) -> None:
+    for name in "one", "two":
+        os.mkfifo(tmp_path / name)
+    line = ["sh", "-c", "echo a; read _ <one; printf 'b\nc\n'; read _ <two; echo d"]
+    with Launcher(line, stdout=PIPE, cwd=tmp_path, **options).launch() as process:
+        assert process.stdout is not None
+        with pytest.raises(TimeoutExpired) as caught:
+            process.communicate(timeout=0.5)
+        assert caught.value.stdout == b"a\n"
+        (tmp_path / "one").write_bytes(b"\n")
+        assert process.stdout.readline() in ("b\n", b"b\n")
+        with pytest.raises(TimeoutExpired) as caught:
+            process.communicate(timeout=0.5)
+        assert caught.value.stdout == b"a\nc\n"
+        (tmp_path / "two").write_bytes(b"\n")
+        assert process.communicate(timeout=BOUND)[0] in ("a\nc\nd\n", b"a\nc\nd\n")
+
+
+@pytest.mark.parametrize("layer", ["text", "bytes"])
+def test_what_does_not_decode_is_there_each_time(layer: str) -> None:
+    """With what was read ahead of it, decoded or not."""
+    line = ["printf", r"x\nab\303\377q"]
+    with Launcher(line, stdout=PIPE, encoding="utf-8", errors="strict").launch() as process:
+        file: Any = process.stdout
+        if layer == "bytes":
+            assert file.buffer.readline() == b"x\n"
+        before = b"x\n" if layer == "text" else b""
+        for _ in range(2):
+            with pytest.raises(UnicodeDecodeError) as caught:
+                process.communicate(timeout=BOUND)
+            assert caught.value.object == before + b"ab\303\377q"
+            assert caught.value.object[caught.value.start :].startswith(b"\303")
+        assert process.returncode == 0
+
+
+def test_text_that_was_read_ahead_belongs_to_what_does_not_decode(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "go")
+    line = ["sh", "-c", r"printf 'x\nab'; read _ <go; printf '\377q'"]
+    with Launcher(line, stdout=PIPE, encoding="utf-8", cwd=tmp_path).launch() as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "x\n"
+        (tmp_path / "go").write_bytes(b"\n")
+        for _ in range(2):
+            with pytest.raises(UnicodeDecodeError) as caught:
+                process.communicate(timeout=BOUND)
+            assert (caught.value.object, caught.value.start, caught.value.end) == (b"ab\377q", 2, 3)
+
+
+def test_a_stream_that_is_closed_between_two_calls_is_not_waited_for(tmp_path: Path) -> None:
+    """By `inactivity_timeout`: nobody can hear it any more."""
+    os.mkfifo(tmp_path / "go")
+    line = ["sh", "-c", "read _ <go; exit 3"]
+    with Launcher(line, stdout=PIPE, inactivity_timeout=0.5, cwd=tmp_path).launch() as process:
+        assert process.stdout is not None
+        with pytest.raises(TimeoutExpired):
+            process.communicate(timeout=0.1)
+        process.stdout.close()
+        with pytest.raises(TimeoutExpired):
+            process.communicate(timeout=0.7)
+        (tmp_path / "go").write_bytes(b"\n")
+        process.communicate(timeout=BOUND)
+        assert process.returncode == 3
 
 
 def test_input_that_can_go_nowhere() -> None:

@@ -14,8 +14,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# What a file below /proc/PID says when its process has gone: on opening, or on reading.
-GONE = (FileNotFoundError, ProcessLookupError)
+# What a file below /proc/PID says when its process has gone, on opening or on reading; and where hidepid=1
+# hides one of another user, which is found as long as its parent is not: then it is the guard's child.
+GONE = (FileNotFoundError, ProcessLookupError, PermissionError)
 _READ_SIZE = 8192
 _HAS_CHILDREN_FILE = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
 

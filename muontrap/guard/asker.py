@@ -27,7 +27,7 @@ class Asker:
         try:
             status = self._status(thread)
             umask = parse_umask(status)
-        except (*GONE, PermissionError, ProtocolError) as error:
+        except (*GONE, ProtocolError) as error:
             raise StepFailed(getattr(error, "errno", 0) or errno.ESRCH, "credentials") from error
         except OSError as error:  # most likely this process has no descriptor left
             raise StepFailed(error.errno or 0, "descriptors") from error

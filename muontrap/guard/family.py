@@ -111,7 +111,8 @@ class Family:
         """
         if not_permitted:
             self._untouchable.update(not_permitted)
-            self._marks_left.add(number)
+            if not spare:
+                self._marks_left.add(number)
             self.has_news = True  # its main process may be among the children for longer
             for pid in not_permitted.keys() & self._orphans.keys():
                 self._orphans[pid].refused |= is_same(pid, not_permitted[pid])

@@ -10,7 +10,7 @@ import time
 
 from muontrap.errors import GuardDied
 from muontrap.host.link import poll_for, poll_ms
-from muontrap.host.streams import CHUNK, codec, decode_rest, encoded, left_in, read_ahead
+from muontrap.host.streams import CHUNK, codec, decode_rest, encoded, left_in, read_ahead, written_ahead
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,28 +77,25 @@ class Exchange:
         Raises:
             TypeError, ValueError: that can't be written.
         """
-        if data is not None:
-            written = encoded(self._command, data)
-            if written and self._input is not None:
-                raise ValueError("input can't be given again: communicate goes on with the first")
-            if written and self._pipes.fd(0) is None:
-                raise ValueError("there is input, but stdin is not PIPE, or was closed")
-        for target, kept in self._kept.items():
-            file = self._pipes.files[target]
-            if file and not file.closed:
-                ahead = read_ahead(self._command, file)
-                if isinstance(ahead, bytes):
-                    kept.write(ahead)
-                else:
-                    self._ahead[target] = self._ahead.get(target, "") + ahead
-        self.feed(None if data is None else written)
+        written = memoryview(b"") if data is None else encoded(self._command, data)
+        if written and self._input is not None:
+            raise ValueError("input can't be given again: communicate goes on with the first")
+        if written and self._pipes.fd(0) is None:
+            raise ValueError("there is input, but stdin is not PIPE, or was closed")
+        for target in self._kept:
+            self._take_ahead(target)
+        if self._pipes.fd(0) is not None:
+            pending = written_ahead(self._pipes.files[0])
+            before = b"" if self._input is None else bytes(self._input)
+            self.feed(memoryview(b"".join((before, pending, written))) if before or pending else written)
 
-    def feed(self, data: memoryview | None) -> None:
-        """Take what to write, the first time; no data close the command's stdin."""
-        stdin = self._pipes.fd(0)
-        if stdin is not None and self._input is None:
-            self._input = data or memoryview(b"")
-            os.set_blocking(stdin, False)
+    def feed(self, data: memoryview) -> None:
+        """Take what to write; without anything the command's stdin is closed."""
+        self._input = data
+        if not data:
+            self._pipes.close_one(0)
+        elif not self._pipes.files[0]:
+            os.set_blocking(self._pipes.fds[0], False)  # for nobody else
 
     def until_end(self, deadline: float | None) -> bool:
         """Read and write until nothing of the command is left; False when the deadline has passed before."""
@@ -119,8 +116,10 @@ class Exchange:
         # The user may have closed one since the last time, and its number may be another file's.
         still_open = set(map(self._pipes.fd, self._pipes.fds))
         self._open = {fd: take for fd, take in self._open.items() if fd in still_open}
+        if not self._open:
+            self._patience = None
         poll = poll_for([word, *self._open])
-        stdin = None if self._input is None else self._pipes.fd(0)
+        stdin = self._pipes.fd(0) if self._input else None
         if stdin is not None:
             poll.register(stdin, select.POLLOUT)
         while True:
@@ -196,9 +195,30 @@ class Exchange:
         kept = self._kept.get(target)
         if kept is not None and target not in self._texts:
             data, file = kept.getvalue(), self._pipes.files[target]
-            text = decode_rest(file, data) if file and not file.closed else self._decode(data)
-            self._texts[target] = self._ahead.get(target, "") + text
+            ahead = self._ahead.get(target, "")
+            try:
+                text = decode_rest(file, data) if file and not file.closed else self._decode(data)
+            except UnicodeDecodeError as error:
+                before = ahead.encode(*codec(self._command))
+                error.object = before + error.object
+                error.start += len(before)
+                error.end += len(before)
+                raise
+            self._texts[target] = ahead + text
         return self._texts.get(target)
+
+    def _take_ahead(self, target: int) -> None:
+        """Take what the user's file object has read, since the last time too."""
+        file, kept = self._pipes.files[target], self._kept[target]
+        if file and not file.closed:
+            text, data = read_ahead(self._command, file)
+            if text and kept.tell():  # the user has read between two calls
+                encoding, errors = codec(self._command)
+                text = codecs.getincrementaldecoder(encoding)(errors).decode(kept.getvalue()) + text
+                kept.seek(0)
+                kept.truncate()
+            self._ahead[target] = self._ahead.get(target, "") + text
+            kept.write(data)
 
     def _decode(self, data: bytes) -> str:
         encoding, errors = codec(self._command)
@@ -227,13 +247,12 @@ class Exchange:
         return len(data)
 
     def _write(self, fd: int) -> bool:
-        """Write some input, after what the user's file object still has; return whether there is more."""
+        """Write some input; return whether there is more."""
         assert self._input is not None
-        file = self._pipes.files[0]
+        # Others may have the user's pipe: it has to block, but does not for so much, pipe(7).
+        size = select.PIPE_BUF if self._pipes.files[0] else CHUNK
         try:
-            if file:
-                file.flush()
-            self._input = self._input[os.write(fd, self._input[:CHUNK]) :]
+            self._input = self._input[os.write(fd, self._input[:size]) :]
         except BlockingIOError:
             return True
         except BrokenPipeError:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import resource
 
+from muontrap.errors import GuardError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from muontrap.logic.steps import Step
@@ -56,14 +58,17 @@ def sees_its_children() -> bool:
     """Tell whether /proc is that of the PID namespace in which this thread's children are."""
     own, theirs = (b"%s/%s" % (_FOLDER, name) for name in (b"pid", b"pid_for_children"))
     try:
-        is_theirs = not os.path.lexists(own) or os.readlink(own) == os.readlink(theirs)
+        is_theirs = not os.path.lexists(theirs) or os.readlink(own) == os.readlink(theirs)
     except FileNotFoundError:  # a new one, without a first process (F62)
         return False
     return is_theirs and os.readlink("/proc/self") == str(os.getpid())
 
 
 def _namespaces() -> list[bytes]:
-    folder = os.open(_FOLDER, DIRECTORY)
+    try:
+        folder = os.open(_FOLDER, DIRECTORY)
+    except FileNotFoundError as error:
+        raise GuardError(f"there is no {os.fsdecode(_FOLDER)}: /proc has to be mounted here") from error
     try:
         return [os.readlink(name, dir_fd=folder) for name in _NAMESPACES]
     except FileNotFoundError:

@@ -76,12 +76,9 @@ class Pipes:
         """Close one, if it is there and open."""
         fd, file = self.fds.pop(target, None), self.files[target]
         if file:
-            try:
-                if fd is not None and not target and not file.closed:
-                    os.set_blocking(fd, False)  # what is not written yet may have nobody who reads it
-                file.close()
-            except (BrokenPipeError, BlockingIOError):
-                pass
+            if not target and not file.closed:
+                written_ahead(file)  # and lost: to write it could take for ever
+            file.close()
         elif fd is not None:
             os.close(fd)
 
@@ -197,41 +194,53 @@ def _nothing_new(*_: object) -> NoReturn:
     raise _NothingNew
 
 
-def read_ahead(command: Command, file: Any) -> Any:
-    """Return what a file object has read of its pipe, and not given yet: str of a text stream, else bytes."""
-    taken: list[Any] = []
+def read_ahead(command: Command, file: Any) -> tuple[str, bytes]:
+    """Return what a file object has read of its pipe, and not given yet: text that is decoded, and bytes."""
+    text: list[str] = []
+    data: list[bytes] = []
 
-    def take() -> None:
-        if not command.is_text:
-            taken.append(file.read(len(file.peek())) if hasattr(file, "peek") else b"")
-        while command.is_text and (piece := file.read(1)):
-            taken.append(piece)
+    def take_text() -> None:
+        while piece := file.read(1):
+            text.append(piece)
 
-    try:
-        _reading_from(file, _nothing_new, _nothing_new, take)
-    except _NothingNew:
-        pass  # what the decoder has of a character is for `decode_rest`
-    return ("" if command.is_text else b"").join(taken)
+    buffer = file.buffer if command.is_text else file
+    if command.is_text:
+        _with_methods(buffer, take_text, read=_nothing_new, read1=_nothing_new)
+    if hasattr(buffer, "peek"):
+        _with_methods(buffer.raw, lambda: data.append(buffer.read(len(buffer.peek()))), readinto=_nothing_new)
+    return "".join(text), b"".join(data)
 
 
 def decode_rest(file: Any, data: bytes) -> str:
     """Decode what has come of a text stream since its file object has read."""
-    source = io.BytesIO(data)
-    text: str = _reading_from(file, source.readinto, source.read, file.read)
+    text: str = _with_methods(file.buffer, file.read, read=io.BytesIO(data).read)
     return text
 
 
-def _reading_from(
-    file: Any, readinto: Callable[..., Any], read: Callable[..., Any], act: Callable[[], Any]
-) -> Any:
-    """Act while a file object reads from elsewhere."""
+def written_ahead(file: Any) -> bytes:
+    """Take from a file object what it has not written yet."""
+    pieces: list[bytes] = []
+
+    def write(data: Any) -> int:
+        pieces.append(bytes(data))
+        return len(data)
+
     buffer = getattr(file, "buffer", file)
-    own = vars(getattr(buffer, "raw", buffer))
-    own.update(readinto=readinto, read=read, readall=read)
+    _with_methods(getattr(buffer, "raw", buffer), file.flush, write=write)
+    return b"".join(pieces)
+
+
+def _with_methods(stream: Any, act: Callable[[], Any], **methods: Callable[..., Any]) -> Any:
+    """Act while a stream has other methods, which the one above it calls; end where there is nothing new."""
+    own = vars(stream)
+    own.update(methods)
     try:
         return act()
+    except _NothingNew:
+        return None
     finally:
-        del own["readinto"], own["read"], own["readall"]
+        for name in methods:
+            del own[name]
 
 
 def _layers(fd: int, mode: str, command: Command) -> Iterator[Any]:

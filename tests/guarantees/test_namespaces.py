@@ -7,8 +7,8 @@ import subprocess
 
 import pytest
 from arena import Arena
-from commands import need_root
-from hostlib import Any, ctypes, kind, muontrap, say, threading
+from commands import argv, need_root, ordinary_user
+from hostlib import GRACE, Any, ctypes, hear, kind, muontrap, say, signal, threading
 
 pytestmark = pytest.mark.slow
 
@@ -92,3 +92,40 @@ def test_with_a_proc_of_its_own_commands_run(arena: Arena) -> None:
     if subprocess.run([*before, "true"], capture_output=True, check=False).returncode:
         pytest.skip("no other PID namespace can be had here")
     assert arena.host(foreign_host, before=before).hear() == {"kinds": 2 * [["returned"]]}
+
+
+def test_without_proc_nothing_runs(arena: Arena) -> None:
+    need_root()
+    script = 'mount -t tmpfs none /proc && exec "$@"'
+    before = ["unshare", "--mount", "/bin/sh", "-c", script, "sh"]
+    if subprocess.run([*before, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no other mount namespace can be had here")
+    assert arena.host(foreign_host, before=before).hear() == {"kinds": 2 * [["GuardError", None, ""]]}
+
+
+def leaving_host(*, line: list[str]) -> None:
+    process = muontrap.Launcher(line, delay_to_sigkill=GRACE).launch()
+    hear()
+    say(reason=process.stop().reason)
+    process = muontrap.Launcher(line, delay_to_sigkill=GRACE).launch()
+    hear()
+
+
+@pytest.mark.parametrize("hidepid", [1, 2])
+@pytest.mark.parametrize("program", ["tree_of_sessions.py", "daemon.py"])
+def test_an_ordinary_user_to_whom_proc_hides_others(arena: Arena, hidepid: int, program: str) -> None:
+    need_root()
+    script = f'mount -t proc -o hidepid={hidepid} proc /proc && exec "$@"'
+    before = ["unshare", "--mount", "/bin/sh", "-c", script, "sh"]
+    if subprocess.run([*before, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no other mount namespace can be had here")
+    ordinary = ordinary_user()
+    line = [ordinary["python"], *argv(arena, program)[1:]]
+    started = arena.host(
+        leaving_host, line=line, before=before + ordinary["before"], python=ordinary["python"]
+    )
+    arena.wait_ready()
+    assert started.ask("stop") == {"reason": "stopped"}
+    arena.wait_ready(2)
+    started.signal(signal.SIGKILL)
+    arena.wait_left()

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from arena import BOUND, Arena, CgroupLedger, Host, read_text
+from arena import BOUND, Arena, CgroupLedger, Host, is_alive, read_text
 from commands import ORDINARY, need_root, ordinary_user
 from hostlib import GRACE, Any, hear, muontrap, say, threading, time
 
@@ -232,3 +232,35 @@ def test_what_it_starts_later_is_killed_as_soon_as_it_may_be(arena: Arena) -> No
     assert arena.left() == own(arena, host) | {pid}
     os.kill(pid, signal.SIGKILL)
     arena.wait_left(own(arena, host))
+
+
+def sparing_host(*, line: list[str]) -> None:
+    process = muontrap.Launcher(line, delay_to_sigkill=GRACE, kill_mode="process").launch()
+    hear()
+    say(not_permitted=list(process.stop().not_permitted) == [process.pid], pid=process.pid)
+    process.close()
+    while hear():
+        say(after=muontrap.run(["/bin/true"]).returncode)
+
+
+def test_what_kill_mode_process_leaves_is_left_though_its_main_process_was_refused(arena: Arena) -> None:
+    need_root()
+    setpriv = arena.copy_program("/usr/bin/setpriv", mode=0o4755, owner=0)
+    if os.statvfs(setpriv).f_flag & os.ST_NOSUID:
+        pytest.skip("temporary files lie on a nosuid file system")
+    sleeps = f"/bin/sh -c 'echo $$ >pid; echo ready >{arena.ready}; exec sleep 1000'"
+    left = f"(/usr/bin/setpriv --reuid={ORDINARY} {sleeps} &)"
+    (arena.folder / "pid").touch()
+    (arena.folder / "pid").chmod(0o666)
+    os.mkfifo(arena.folder / "end")
+    line = [setpriv, "--reuid=0", "/bin/sh", "-c", f"{left}; read _ <end"]
+    host = arena.host(sparing_host, line=line, **ordinary_user())
+    arena.wait_ready()
+    pid = int((arena.folder / "pid").read_text())
+    answer = host.ask("stop")
+    assert answer["not_permitted"]
+    assert is_alive(pid)
+    (arena.folder / "end").write_bytes(b"\n")
+    arena.wait_dead(answer["pid"])
+    assert host.ask("run another") == {"after": 0}
+    arena.assert_left(own(arena, host) | {pid})
