@@ -263,4 +263,4 @@ def test_what_kill_mode_process_leaves_is_left_though_its_main_process_was_refus
     (arena.folder / "end").write_bytes(b"\n")
     arena.wait_dead(answer["pid"])
     assert host.ask("run another") == {"after": 0}
-    arena.assert_left(own(arena, host) | {pid})
+    assert arena.left() == own(arena, host) | {pid}
