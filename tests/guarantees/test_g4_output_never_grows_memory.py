@@ -161,7 +161,7 @@ def window_host(*, window: int, line: list[str], streams: list[str], count: int)
             most = max(most, process.reader.unhandled)
             if piece:
                 process.reader.ack(piece)
-            if handled >= count > 0:
+            if handled >= count > 0 and all(given.values()):
                 process.kill()
                 count = 0
         say(
