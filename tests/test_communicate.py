@@ -60,15 +60,15 @@ def test_the_decoder_goes_on_where_the_file_object_has_stopped(
 ) -> None:
     for name, data in ("first", first), ("second", second):
         (tmp_path / name).write_bytes(data)
-    line = ["sh", "-c", "cat first; read _; cat second"]
-    launcher = Launcher(line, stdin=PIPE, stdout=PIPE, stderr=PIPE, bufsize=bufsize, cwd=tmp_path, **options)
+    os.mkfifo(tmp_path / "go")
+    line = ["sh", "-c", "cat first; read _ <go; cat second"]
+    launcher = Launcher(line, stdout=PIPE, stderr=PIPE, bufsize=bufsize, cwd=tmp_path, **options)
     with launcher.launch() as process:
-        assert process.stdin is not None
         assert process.stdout is not None
         assert process.stdout.readline() == "x\n"
         with pytest.raises(TimeoutExpired):
-            process.communicate("", timeout=0)
-        process.stdin.close()
+            process.communicate(timeout=0.1)
+        (tmp_path / "go").write_bytes(b"\n")
         for _ in range(2):
             assert process.communicate(timeout=BOUND) == (expected, "")
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import codecs
-import io
 import os
 import select
 import time
 
 from muontrap.errors import GuardDied
+from muontrap.host.kept import Kept
 from muontrap.host.link import poll_for, poll_ms
-from muontrap.host.streams import CHUNK, codec, decode_rest, encoded, left_in, read_ahead, written_ahead
+from muontrap.host.streams import CHUNK, encoded, left_in, written_ahead
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,19 +53,17 @@ class Exchange:
         self._status = status
         self._cap = cap
         self._sinks: dict[int, Sink] = sinks or {}
-        self._kept: dict[int, io.BytesIO] = {}  # by target: what has no sink, and is returned
-        self._ahead: dict[int, str] = {}  # by target: text that the user's file object has decoded before
-        self._texts: dict[int, str] = {}  # by target: all of it
+        self._kept: dict[int, Kept] = {}  # by target: what has no sink, and is returned
         self._open: dict[int, Callable[[bytes], object]] = {}  # by descriptor: what takes the bytes
         for target in (1, 2):
             if target not in pipes.fds:
                 continue
             kept = None
             if target not in self._sinks:
-                kept = self._kept[target] = io.BytesIO()
+                kept = self._kept[target] = Kept(command, pipes.files[target])
             fd = pipes.fd(target)
             if fd is not None:
-                self._open[fd] = kept.write if kept else self._sinks[target].take
+                self._open[fd] = kept.take if kept else self._sinks[target].take
         self._size = min(pipes.window, CHUNK) if sinks else CHUNK  # what is kept is handled when it is read
         if self._open and command.inactivity_timeout:
             self._patience = command.patience(time.monotonic())
@@ -82,8 +79,8 @@ class Exchange:
             raise ValueError("input can't be given again: communicate goes on with the first")
         if written and self._pipes.fd(0) is None:
             raise ValueError("there is input, but stdin is not PIPE, or was closed")
-        for target in self._kept:
-            self._take_ahead(target)
+        for kept in self._kept.values():
+            kept.take_ahead()
         if self._pipes.fd(0) is not None:
             pending = written_ahead(self._pipes.files[0])
             before = b"" if self._input is None else bytes(self._input)
@@ -149,15 +146,23 @@ class Exchange:
 
     def so_far(self) -> tuple[bytes | None, bytes | None]:
         """Return the bytes kept of stdout and of stderr, None for one that is not captured."""
-        return self._bytes(1), self._bytes(2)
+        stdout, stderr = self._kept.get(1), self._kept.get(2)
+        return stdout.so_far() if stdout else None, stderr.so_far() if stderr else None
 
     def outputs(self) -> tuple[Any, Any]:
         """Return stdout and stderr, decoded if the command's streams are text.
 
         Raises:
-            UnicodeError: it can't be; mostly a `UnicodeDecodeError`, with the stream's bytes in its `object`.
+            UnicodeError: as `Kept.text`.
         """
-        return (self._text(1), self._text(2)) if self._command.is_text else self.so_far()
+        if not self._command.is_text:
+            return self.so_far()
+        is_cut = bool(self._cap and self._cap.is_exceeded)
+        stdout, stderr = self._kept.get(1), self._kept.get(2)
+        return (
+            stdout.text(is_cut=is_cut) if stdout else None,
+            stderr.text(is_cut=is_cut) if stderr else None,
+        )
 
     def _left(self, deadline: float | None) -> float | None:
         """Return how many seconds to wait; end a command that has been silent for too long."""
@@ -182,51 +187,6 @@ class Exchange:
                 if not count:
                     break
                 left -= count
-
-    def _bytes(self, target: int) -> bytes | None:
-        kept = self._kept.get(target)
-        if kept is None:
-            return None
-        data = kept.getvalue()  # which makes no copy, as long as it is the only one
-        ahead = self._ahead.get(target)
-        return ahead.encode(*codec(self._command)) + data if ahead else data
-
-    def _text(self, target: int) -> str | None:
-        kept = self._kept.get(target)
-        if kept is not None and target not in self._texts:
-            data, file = kept.getvalue(), self._pipes.files[target]
-            ahead = self._ahead.get(target, "")
-            try:
-                text = decode_rest(file, data) if file and not file.closed else self._decode(data)
-            except UnicodeDecodeError as error:
-                before = ahead.encode(*codec(self._command))
-                error.object = before + error.object
-                error.start += len(before)
-                error.end += len(before)
-                raise
-            self._texts[target] = ahead + text
-        return self._texts.get(target)
-
-    def _take_ahead(self, target: int) -> None:
-        """Take what the user's file object has read, since the last time too."""
-        file, kept = self._pipes.files[target], self._kept[target]
-        if file and not file.closed:
-            text, data = read_ahead(self._command, file)
-            if text and kept.tell():  # the user has read between two calls
-                encoding, errors = codec(self._command)
-                text = codecs.getincrementaldecoder(encoding)(errors).decode(kept.getvalue()) + text
-                kept.seek(0)
-                kept.truncate()
-            self._ahead[target] = self._ahead.get(target, "") + text
-            kept.write(data)
-
-    def _decode(self, data: bytes) -> str:
-        encoding, errors = codec(self._command)
-        if self._cap and self._cap.is_exceeded:  # which may have cut a character: that is left out
-            text = codecs.getincrementaldecoder(encoding)(errors).decode(data)
-        else:
-            text = data.decode(encoding, errors)
-        return text.replace("\r\n", "\n").replace("\r", "\n")
 
     def _read(self, fd: int, size: int) -> int:
         data = os.read(fd, size)

@@ -14,7 +14,7 @@ from muontrap.logic.command import DEFAULT_WINDOW, DEVNULL, PIPE, STDOUT
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator
-    from typing import IO, Any, NoReturn
+    from typing import IO, Any
 
     from muontrap.logic.command import Command
 
@@ -186,37 +186,6 @@ def encoded(command: Command, data: Any) -> memoryview:
     return memoryview(data).cast("B")
 
 
-class _NothingNew(Exception):
-    pass
-
-
-def _nothing_new(*_: object) -> NoReturn:
-    raise _NothingNew
-
-
-def read_ahead(command: Command, file: Any) -> tuple[str, bytes]:
-    """Return what a file object has read of its pipe, and not given yet: text that is decoded, and bytes."""
-    text: list[str] = []
-    data: list[bytes] = []
-
-    def take_text() -> None:
-        while piece := file.read(1):
-            text.append(piece)
-
-    buffer = file.buffer if command.is_text else file
-    if command.is_text:
-        _with_methods(buffer, take_text, read=_nothing_new, read1=_nothing_new)
-    if hasattr(buffer, "peek"):
-        _with_methods(buffer.raw, lambda: data.append(buffer.read(len(buffer.peek()))), readinto=_nothing_new)
-    return "".join(text), b"".join(data)
-
-
-def decode_rest(file: Any, data: bytes) -> str:
-    """Decode what has come of a text stream since its file object has read."""
-    text: str = _with_methods(file.buffer, file.read, read=io.BytesIO(data).read)
-    return text
-
-
 def written_ahead(file: Any) -> bytes:
     """Take from a file object what it has not written yet."""
     pieces: list[bytes] = []
@@ -226,18 +195,16 @@ def written_ahead(file: Any) -> bytes:
         return len(data)
 
     buffer = getattr(file, "buffer", file)
-    _with_methods(getattr(buffer, "raw", buffer), file.flush, write=write)
+    with_methods(getattr(buffer, "raw", buffer), file.flush, write=write)
     return b"".join(pieces)
 
 
-def _with_methods(stream: Any, act: Callable[[], Any], **methods: Callable[..., Any]) -> Any:
-    """Act while a stream has other methods, which the one above it calls; end where there is nothing new."""
+def with_methods(stream: Any, act: Callable[[], Any], **methods: Callable[..., Any]) -> Any:
+    """Act while a stream has other methods, which the one above it calls."""
     own = vars(stream)
     own.update(methods)
     try:
         return act()
-    except _NothingNew:
-        return None
     finally:
         for name in methods:
             del own[name]

@@ -1,0 +1,117 @@
+"""Output that is kept until it is asked for: bytes, or the text that they are.
+
+The user's file object may have read from the pipe before, and its decoder goes on where it has stopped.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+
+from muontrap.host.streams import codec, with_methods
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import IO, Any, NoReturn
+
+    from muontrap.logic.command import Command
+
+
+class Kept:
+    """What has come of one stream.
+
+    Attributes:
+        take: takes bytes.
+    """
+
+    _ahead = ""  # what the file object had decoded
+    _text: str | None = None
+
+    def __init__(self, command: Command, file: IO[Any] | None) -> None:
+        self._command = command
+        self._file = file
+        self._data = io.BytesIO()
+        self.take: Callable[[bytes], object] = self._data.write
+
+    def take_ahead(self) -> None:
+        """Take what the file object has read of the pipe, and not given yet."""
+        if not self._file or self._file.closed:
+            return
+        text, data = _read_ahead(self._file, is_text=self._command.is_text)
+        if text and self._data.tell():  # the user has read after what is here
+            encoding, errors = codec(self._command)
+            text = codecs.getincrementaldecoder(encoding)(errors).decode(self._data.getvalue()) + text
+            self._data.seek(0)
+            self._data.truncate()
+        self._ahead += text
+        self.take(data)
+
+    def so_far(self) -> bytes:
+        """Return the bytes."""
+        data = self._data.getvalue()  # which makes no copy, as long as it is the only one
+        return self._encoded_ahead() + data if self._ahead else data
+
+    def text(self, *, is_cut: bool) -> str:
+        """Return the text, without a last character that may be cut.
+
+        Raises:
+            UnicodeError: it does not decode; mostly a `UnicodeDecodeError`, with the bytes in its `object`.
+        """
+        if self._text is None:
+            try:
+                self._text = self._ahead + self._decode(self._data.getvalue(), is_cut=is_cut)
+            except UnicodeDecodeError as error:
+                before = self._encoded_ahead()
+                error.object = before + error.object
+                error.start += len(before)
+                error.end += len(before)
+                raise
+        return self._text
+
+    def _encoded_ahead(self) -> bytes:
+        return self._ahead.encode(*codec(self._command)) if self._ahead else b""
+
+    def _decode(self, data: bytes, *, is_cut: bool) -> str:
+        if self._file and not self._file.closed:
+            text: str = with_methods(self._file.buffer, self._file.read, read=io.BytesIO(data).read)  # type: ignore[attr-defined]
+            return text
+        encoding, errors = codec(self._command)
+        if is_cut:
+            text = codecs.getincrementaldecoder(encoding)(errors).decode(data)
+        else:
+            text = data.decode(encoding, errors)
+        return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+class _NothingNew(Exception):
+    pass
+
+
+def _nothing_new(*_: object) -> NoReturn:
+    raise _NothingNew
+
+
+def _read_ahead(file: Any, *, is_text: bool) -> tuple[str, bytes]:
+    """Return what a file object has read and not given: text that is decoded, and bytes."""
+    text: list[str] = []
+    data: list[bytes] = []
+
+    def take_text() -> None:
+        while piece := file.read(1):
+            text.append(piece)
+
+    buffer = file.buffer if is_text else file
+    try:
+        if is_text:
+            with_methods(buffer, take_text, read=_nothing_new, read1=_nothing_new)
+    except _NothingNew:
+        pass
+    try:
+        if hasattr(buffer, "peek"):
+            with_methods(
+                buffer.raw, lambda: data.append(buffer.read(len(buffer.peek()))), readinto=_nothing_new
+            )
+    except _NothingNew:
+        pass
+    return "".join(text), b"".join(data)
