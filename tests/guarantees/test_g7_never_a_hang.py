@@ -395,7 +395,10 @@ def children_host(*, count: int) -> None:
             os._exit(0)
         for thread in threads:
             thread.join()
-    say(more=len(os.listdir(folder)) - before)
+    deadline = time.monotonic() + 5  # the guard tidies up after it has told the end
+    while (more := len(os.listdir(folder)) - before) > 8 and time.monotonic() < deadline:
+        muontrap.run(["/bin/true"])
+    say(more=more)
     process.close()
     hear()
 
