@@ -404,3 +404,48 @@ def test_what_is_no_signal_is_not_sent(number: Any) -> None:
             process.send_signal(number)
         process.send_signal(0)
         assert process.poll() is None
+
+
+def test_a_stdin_that_nobody_feeds_is_closed() -> None:
+    assert muontrap.run(["cat"], stdin=PIPE, stdout=PIPE, timeout=BOUND).stdout == b""
+    with Launcher(["cat"], stdin=PIPE, stdout=PIPE).launch() as process:
+        assert process.communicate(timeout=BOUND)[0] == b""
+
+
+def test_large_input_makes_progress_in_short_calls() -> None:
+    data = bytes(50_000_000)
+    began = time.monotonic()
+    with Launcher(["wc", "-c"], stdin=PIPE, stdout=PIPE).launch() as process:
+        given: Any = data
+        while True:
+            try:
+                counted = process.communicate(given, timeout=0.01)[0]
+                break
+            except TimeoutExpired:
+                given = None
+    assert counted.split() == [b"50000000"]
+    assert time.monotonic() - began < 2 * BOUND
+
+
+@pytest.mark.parametrize("errors", ["strict", "replace"])
+def test_reads_between_two_calls_change_nothing_of_newlines_and_characters(
+    tmp_path: Path, errors: str
+) -> None:
+    for name in "one", "two":
+        os.mkfifo(tmp_path / name)
+    line = [
+        "sh",
+        "-c",
+        r"printf 'a\r\nb\r\n'; read _ <one; printf 'c\r\nd\r\n'; read _ <two; printf '\303\251\r\n'",
+    ]
+    launcher = Launcher(line, stdout=PIPE, encoding="utf-8", errors=errors, cwd=tmp_path)
+    with launcher.launch() as process:
+        assert process.stdout is not None
+        with pytest.raises(TimeoutExpired):
+            process.communicate(timeout=0.5)
+        (tmp_path / "one").write_bytes(b"\n")
+        assert process.stdout.readline() == "c\n"
+        with pytest.raises(TimeoutExpired):
+            process.communicate(timeout=0.5)
+        (tmp_path / "two").write_bytes(b"\n")
+        assert process.communicate(timeout=BOUND)[0] == "a\nb\nd\né\n"

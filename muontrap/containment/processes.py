@@ -85,10 +85,19 @@ def stat(pid: int) -> tuple[str, int, int] | None:
         return None
 
 
+# Of a process that /proc hides: later than all, so that it may be any command's.
+_HIDDEN = 2**64
+
+
+def start_of(pid: int) -> int:
+    """Return when a process began, in ticks since boot; the highest number if it is hidden, or gone."""
+    seen = stat(pid)
+    return seen[2] if seen else _HIDDEN
+
+
 def is_same(pid: int, start: int) -> bool:
     """Tell whether a pid is still that of the process that began at that time."""
-    seen = stat(pid)
-    return seen is not None and seen[2] == start
+    return start_of(pid) == start
 
 
 def pids() -> list[int]:

@@ -6,7 +6,7 @@ import os
 import resource
 import time
 
-from muontrap.containment.processes import Held, is_same, living, send, stat
+from muontrap.containment.processes import Held, is_same, living, send, start_of, stat
 from muontrap.guard import transport
 from muontrap.kernel import signals
 from muontrap.kernel.process import is_dead
@@ -278,7 +278,7 @@ class Command:
         return alive
 
     def _note_refused(self, pids: Iterable[int]) -> None:
-        refused = {pid: seen[2] if (seen := stat(pid)) else 0 for pid in pids}
+        refused = {pid: start_of(pid) for pid in pids}
         if refused:
             self.not_permitted = {**self.not_permitted, **refused}
 

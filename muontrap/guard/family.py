@@ -13,6 +13,7 @@ from muontrap.containment.processes import (
     is_same,
     read,
     read_children,
+    start_of,
     stat,
 )
 from muontrap.kernel import signals
@@ -224,8 +225,8 @@ class Family:
             new -= {main.pid for main in self.mains.values()}
             for pid in new:
                 tag = self._reader.tag_of(pid)
-                seen = None if tag and pid not in self._untouchable else stat(pid)
-                self._orphans[pid] = orphan = Orphan(tag, seen[2] if seen else 0)
+                start = 0 if tag and pid not in self._untouchable else start_of(pid)
+                self._orphans[pid] = orphan = Orphan(tag, start)
                 orphan.refused = self._untouchable.pop(pid, None) == orphan.start
                 if tag and tag[0] == self._guard_id and tag[1] in self._marks_left:
                     _kill(pid, orphan)  # now: it may not be permitted either, and is no other command's

@@ -27,8 +27,8 @@ class Completion(Exchange):
         Raises:
             TimeoutExpired: with the output so far; at the latest 0.5 s after the grace.
         """
-        if input is not None:
-            self.feed(input)
+        if self._pipes.fd(0) is not None:
+            self.feed(memoryview(b"") if input is None else input)
         if self._sinks and deadline is not None:
             self.tick(lambda: self._mind(deadline))
         try:

@@ -83,8 +83,10 @@ class Exchange:
             kept.take_ahead()
         if self._pipes.fd(0) is not None:
             pending = written_ahead(self._pipes.files[0])
-            before = b"" if self._input is None else bytes(self._input)
-            self.feed(memoryview(b"".join((before, pending, written))) if before or pending else written)
+            if self._input is None:
+                self.feed(memoryview(pending + written) if pending else written)
+            elif pending:
+                self._input = memoryview(bytes(self._input) + pending)
 
     def feed(self, data: memoryview) -> None:
         """Take what to write; without anything the command's stdin is closed."""

@@ -39,18 +39,16 @@ class Kept:
         if not self._file or self._file.closed:
             return
         text, data = _read_ahead(self._file, is_text=self._command.is_text)
-        if text and self._data.tell():  # the user has read after what is here
-            encoding, errors = codec(self._command)
-            text = codecs.getincrementaldecoder(encoding)(errors).decode(self._data.getvalue()) + text
-            self._data.seek(0)
-            self._data.truncate()
-        self._ahead += text
+        if self._data.tell():  # the user has read after what is here
+            self.take(self._encode(text))
+        else:
+            self._ahead += text
         self.take(data)
 
     def so_far(self) -> bytes:
         """Return the bytes."""
         data = self._data.getvalue()  # which makes no copy, as long as it is the only one
-        return self._encoded_ahead() + data if self._ahead else data
+        return self._encode(self._ahead) + data if self._ahead else data
 
     def text(self, *, is_cut: bool) -> str:
         """Return the text, without a last character that may be cut.
@@ -62,15 +60,16 @@ class Kept:
             try:
                 self._text = self._ahead + self._decode(self._data.getvalue(), is_cut=is_cut)
             except UnicodeDecodeError as error:
-                before = self._encoded_ahead()
+                before = self._encode(self._ahead)
                 error.object = before + error.object
                 error.start += len(before)
                 error.end += len(before)
                 raise
         return self._text
 
-    def _encoded_ahead(self) -> bytes:
-        return self._ahead.encode(*codec(self._command)) if self._ahead else b""
+    def _encode(self, text: str) -> bytes:
+        encoding, errors = codec(self._command)
+        return text.encode(encoding, errors)[len("".encode(encoding)) :]  # without a byte order mark
 
     def _decode(self, data: bytes, *, is_cut: bool) -> str:
         if self._file and not self._file.closed:

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from arena import Arena
 from commands import argv, need_root, ordinary_user
-from hostlib import GRACE, Any, ctypes, hear, kind, muontrap, say, signal, threading
+from hostlib import GRACE, NOBODY, Any, ctypes, hear, kind, muontrap, say, signal, threading
 
 pytestmark = pytest.mark.slow
 
@@ -129,3 +129,41 @@ def test_an_ordinary_user_to_whom_proc_hides_others(arena: Arena, hidepid: int, 
     arena.wait_ready(2)
     started.signal(signal.SIGKILL)
     arena.wait_left()
+
+
+def orphan_host(*, line: list[str]) -> None:
+    process = muontrap.Launcher(line, delay_to_sigkill=GRACE).launch()
+    hear()
+    for _ in range(3):
+        muontrap.run(["/bin/true"])
+    say(polled=process.poll())
+    hear()
+    process.stop()
+    say(stopped=True)
+    hear()
+
+
+@pytest.mark.parametrize("hidepid", [1, 2])
+def test_an_orphan_that_proc_hides_lives_as_long_as_its_command(arena: Arena, hidepid: int) -> None:
+    """A set-user-ID program's: the guard can read neither its mark nor when it began."""
+    need_root()
+    script = f'mount -t proc -o hidepid={hidepid} proc /proc && exec "$@"'
+    before = ["unshare", "--mount", "/bin/sh", "-c", script, "sh"]
+    if subprocess.run([*before, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no other mount namespace can be had here")
+    sleep = arena.copy_program("/bin/sleep", mode=0o4755, owner=NOBODY)
+    if os.statvfs(sleep).f_flag & os.ST_NOSUID:
+        pytest.skip("temporary files lie on a nosuid file system")
+    ordinary = ordinary_user()
+    line = ["/bin/sh", "-c", f"({sleep} 1000 &); echo ready >{arena.ready}; exec sleep 1000"]
+    started = arena.host(
+        orphan_host, line=line, before=before + ordinary["before"], python=ordinary["python"]
+    )
+    arena.wait_ready()
+    name = os.path.basename(sleep)
+    while not (orphans := arena.named(name)):
+        pass
+    assert started.ask("run others") == {"polled": None}
+    assert arena.named(name) == orphans
+    started.ask("stop")
+    arena.wait_left({started.pid, *arena.named("muontrap-guard"), *arena.named("muontrap-watch")})
