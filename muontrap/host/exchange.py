@@ -79,6 +79,11 @@ class Exchange:
             raise ValueError("input can't be given again: communicate goes on with the first")
         if written and self._pipes.fd(0) is None:
             raise ValueError("there is input, but stdin is not PIPE, or was closed")
+        # The user may have closed one since the last time, and its number may be another file's.
+        still_open = set(map(self._pipes.fd, self._pipes.fds))
+        self._open = {fd: take for fd, take in self._open.items() if fd in still_open}
+        if not self._open:
+            self._patience = None
         for kept in self._kept.values():
             kept.take_ahead()
         if self._pipes.fd(0) is not None:
@@ -112,11 +117,6 @@ class Exchange:
 
     def _move(self, deadline: float | None) -> bool:
         word = self._status.fileno()
-        # The user may have closed one since the last time, and its number may be another file's.
-        still_open = set(map(self._pipes.fd, self._pipes.fds))
-        self._open = {fd: take for fd, take in self._open.items() if fd in still_open}
-        if not self._open:
-            self._patience = None
         poll = poll_for([word, *self._open])
         stdin = self._pipes.fd(0) if self._input else None
         if stdin is not None:

@@ -83,10 +83,14 @@ class Link:
             raise
         form = {WIDE.width: WIDE, NARROW.width: NARROW}.get(self.hello.tag_width)
         self._reader = TagReader(form)
+        self._dead = poll_for(self._pidfds)
 
     def is_whole(self) -> bool:
         """Tell whether guard and watch are both alive."""
-        return not wait_readable(self._pidfds, 0)
+        try:
+            return not self._dead.poll(0)
+        except RuntimeError:  # a finalizer asks, and has interrupted this very call
+            return not wait_readable(self._pidfds, 0)
 
     def survives(self) -> bool:
         """Tell whether the guard closed a channel without dying: an exit closes them first."""
