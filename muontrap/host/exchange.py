@@ -79,11 +79,7 @@ class Exchange:
             raise ValueError("input can't be given again: communicate goes on with the first")
         if written and self._pipes.fd(0) is None:
             raise ValueError("there is input, but stdin is not PIPE, or was closed")
-        # The user may have closed one since the last time, and its number may be another file's.
-        still_open = set(map(self._pipes.fd, self._pipes.fds))
-        self._open = {fd: take for fd, take in self._open.items() if fd in still_open}
-        if not self._open:
-            self._patience = None
+        self._forget_closed()
         for kept in self._kept.values():
             kept.take_ahead()
         if self._pipes.fd(0) is not None:
@@ -140,6 +136,13 @@ class Exchange:
                     poll.unregister(fd)
             if self._status.is_late(deadline):
                 return False
+
+    def _forget_closed(self) -> None:
+        """Read no more what the user has closed: its number may be another file's."""
+        still_open = set(map(self._pipes.fd, self._pipes.fds))
+        self._open = {fd: take for fd, take in self._open.items() if fd in still_open}
+        if not self._open:
+            self._patience = None
 
     def finish(self) -> None:
         """Hand over what the sinks may hold: a last line without an end."""

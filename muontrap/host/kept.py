@@ -13,7 +13,7 @@ from muontrap.host.streams import codec, with_methods
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import IO, Any, NoReturn
+    from typing import Any, NoReturn
 
     from muontrap.logic.command import Command
 
@@ -28,7 +28,7 @@ class Kept:
     _ahead = ""  # what the file object had decoded
     _text: str | None = None
 
-    def __init__(self, command: Command, file: IO[Any] | None) -> None:
+    def __init__(self, command: Command, file: Any) -> None:
         self._command = command
         self._file = file
         self._data = io.BytesIO()
@@ -73,7 +73,7 @@ class Kept:
 
     def _decode(self, data: bytes, *, is_cut: bool) -> str:
         if self._file and not self._file.closed:
-            text: str = with_methods(self._file.buffer, self._file.read, read=io.BytesIO(data).read)  # type: ignore[attr-defined]
+            text: str = with_methods(self._file.buffer, self._file.read, read=io.BytesIO(data).read)
             return text
         encoding, errors = codec(self._command)
         if is_cut:
@@ -91,6 +91,14 @@ def _nothing_new(*_: object) -> NoReturn:
     raise _NothingNew
 
 
+def _without_reading(stream: Any, act: Callable[[], Any], *names: str) -> None:
+    """Act until a stream would read anew, by one of these methods."""
+    try:
+        with_methods(stream, act, **dict.fromkeys(names, _nothing_new))
+    except _NothingNew:
+        pass
+
+
 def _read_ahead(file: Any, *, is_text: bool) -> tuple[str, bytes]:
     """Return what a file object has read and not given: text that is decoded, and bytes."""
     text: list[str] = []
@@ -101,16 +109,8 @@ def _read_ahead(file: Any, *, is_text: bool) -> tuple[str, bytes]:
             text.append(piece)
 
     buffer = file.buffer if is_text else file
-    try:
-        if is_text:
-            with_methods(buffer, take_text, read=_nothing_new, read1=_nothing_new)
-    except _NothingNew:
-        pass
-    try:
-        if hasattr(buffer, "peek"):
-            with_methods(
-                buffer.raw, lambda: data.append(buffer.read(len(buffer.peek()))), readinto=_nothing_new
-            )
-    except _NothingNew:
-        pass
+    if is_text:
+        _without_reading(buffer, take_text, "read", "read1")
+    if hasattr(buffer, "peek"):
+        _without_reading(buffer.raw, lambda: data.append(buffer.read(len(buffer.peek()))), "readinto")
     return "".join(text), b"".join(data)

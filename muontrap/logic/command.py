@@ -78,7 +78,7 @@ LAYERS = ("cgroup", "cgroup-v1", "cgroup-v2", "tag", "subreaper")
 
 _ENCODING = sys.getfilesystemencoding()
 _RLIMIT_LOCKS = 10
-_MOST_DESCRIPTORS = 2**31 - 1
+_HIGHEST_DESCRIPTOR = 2**31 - 1
 _FOR_CGROUPS = frozenset(("cgroup_base", "cgroup_path", "cgroup_controllers", "cgroup_sets", "limits"))
 _REFUSED = {
     "shell": "shell=True is refused: give the program and its arguments as a list, or "
@@ -237,7 +237,7 @@ def _stream(name: str, value: Any) -> Any:
     if value is None or hasattr(value, "fileno"):
         return value
     if isinstance(value, int) and not isinstance(value, bool) and value >= DEVNULL:
-        return _integer(DEVNULL, _MOST_DESCRIPTORS)(name, value)
+        return _integer(DEVNULL, _HIGHEST_DESCRIPTOR)(name, value)
     raise TypeError(f"{name} must be None, PIPE, DEVNULL, a descriptor or a file, not {value!r}")
 
 
@@ -370,7 +370,7 @@ def check_signal(name: str, value: int) -> int:
 
 
 _SIGNAL = _integer(1, 64)
-_DESCRIPTOR = _integer(0, _MOST_DESCRIPTORS)
+_DESCRIPTOR = _integer(0, _HIGHEST_DESCRIPTOR)
 _CHECKERS: dict[str, tuple[Any, Checker]] = {
     "executable": (None, _optional(encode)),
     "stdin": (None, _stream),

@@ -66,13 +66,18 @@ def ordinary_user(*limits: str) -> dict[str, Any]:
     return {"before": before, "python": python_for_anybody()}
 
 
+def set_user_id_copy(arena: Arena, program: str, *, owner: int) -> str:
+    need_root()
+    copy = arena.copy_program(program, mode=0o4755, owner=owner)
+    if os.statvfs(copy).f_flag & os.ST_NOSUID:
+        pytest.skip("temporary files lie on a nosuid file system")
+    return copy
+
+
 def set_user_id(*how: str) -> Maker:
     def make(arena: Arena) -> list[Argv]:
-        need_root()
-        copy = arena.copy_program("/bin/sleep", mode=0o4755, owner=NOBODY)
-        if os.statvfs(copy).f_flag & os.ST_NOSUID:
-            pytest.skip("temporary files lie on a nosuid file system")
-        return [argv(arena, "exec_program.py", *how, copy, "1000")]
+        sleep = set_user_id_copy(arena, "/bin/sleep", owner=NOBODY)
+        return [argv(arena, "exec_program.py", *how, sleep, "1000")]
 
     return make
 

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 from arena import Arena
-from commands import argv, need_root, ordinary_user
+from commands import argv, need_root, ordinary_user, set_user_id_copy
 from hostlib import GRACE, NOBODY, Any, ctypes, hear, kind, muontrap, say, signal, threading
 
 pytestmark = pytest.mark.slow
@@ -21,6 +21,12 @@ KINDS = {
     "user": 0x10000000,
     "uts": 0x04000000,
 }
+
+
+def need_to_start(before: list[str]) -> None:
+    """Skip where that, put before a command line, does not work."""
+    if subprocess.run([*before, "true"], capture_output=True, check=False).returncode:
+        pytest.skip(f"can't be had here: {before}")
 
 
 def host(*, name: str, flag: int, how: str) -> None:
@@ -57,9 +63,7 @@ def test_a_command_is_where_its_host_is(arena: Arena, name: str, how: str) -> No
     need_root()
     if name == "user" and how == "thread":
         pytest.skip("who has threads may not leave its user namespace, unshare(2)")
-    option = {"mnt": "--mount"}.get(name, f"--{name}")
-    if subprocess.run(["unshare", option, "true"], capture_output=True, check=False).returncode:
-        pytest.skip(f"no other namespace of this kind ({name}) can be had here")
+    need_to_start(["unshare", {"mnt": "--mount"}.get(name, f"--{name}")])
     assert arena.host(host, name=name, flag=KINDS[name], how=how).hear() == {"answers": [True, True]}
 
 
@@ -80,8 +84,7 @@ def foreign_host() -> None:
 def test_where_proc_is_of_another_pid_namespace_nothing_runs(arena: Arena, is_in_it: bool) -> None:
     """There the guard would take others for what it has to kill."""
     need_root()
-    if subprocess.run(["unshare", "--pid", "--fork", "true"], capture_output=True, check=False).returncode:
-        pytest.skip("no other PID namespace can be had here")
+    need_to_start(["unshare", "--pid", "--fork"])
     code, before = (foreign_host, ["unshare", "--pid", "--fork"]) if is_in_it else (children_host, [])
     assert arena.host(code, before=before).hear() == {"kinds": 2 * [["GuardError", None, ""]]}
 
@@ -89,8 +92,7 @@ def test_where_proc_is_of_another_pid_namespace_nothing_runs(arena: Arena, is_in
 def test_with_a_proc_of_its_own_commands_run(arena: Arena) -> None:
     need_root()
     before = ["unshare", "--pid", "--fork", "--mount-proc"]
-    if subprocess.run([*before, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("no other PID namespace can be had here")
+    need_to_start(before)
     assert arena.host(foreign_host, before=before).hear() == {"kinds": 2 * [["returned"]]}
 
 
@@ -98,8 +100,7 @@ def test_without_proc_nothing_runs(arena: Arena) -> None:
     need_root()
     script = 'mount -t tmpfs none /proc && exec "$@"'
     before = ["unshare", "--mount", "/bin/sh", "-c", script, "sh"]
-    if subprocess.run([*before, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("no other mount namespace can be had here")
+    need_to_start(before)
     assert arena.host(foreign_host, before=before).hear() == {"kinds": 2 * [["GuardError", None, ""]]}
 
 
@@ -117,8 +118,7 @@ def test_an_ordinary_user_to_whom_proc_hides_others(arena: Arena, hidepid: int, 
     need_root()
     script = f'mount -t proc -o hidepid={hidepid} proc /proc && exec "$@"'
     before = ["unshare", "--mount", "/bin/sh", "-c", script, "sh"]
-    if subprocess.run([*before, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("no other mount namespace can be had here")
+    need_to_start(before)
     ordinary = ordinary_user()
     line = [ordinary["python"], *argv(arena, program)[1:]]
     started = arena.host(
@@ -149,11 +149,8 @@ def test_an_orphan_that_proc_hides_lives_as_long_as_its_command(arena: Arena, hi
     need_root()
     script = f'mount -t proc -o hidepid={hidepid} proc /proc && exec "$@"'
     before = ["unshare", "--mount", "/bin/sh", "-c", script, "sh"]
-    if subprocess.run([*before, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("no other mount namespace can be had here")
-    sleep = arena.copy_program("/bin/sleep", mode=0o4755, owner=NOBODY)
-    if os.statvfs(sleep).f_flag & os.ST_NOSUID:
-        pytest.skip("temporary files lie on a nosuid file system")
+    need_to_start(before)
+    sleep = set_user_id_copy(arena, "/bin/sleep", owner=NOBODY)
     ordinary = ordinary_user()
     line = ["/bin/sh", "-c", f"({sleep} 1000 &); echo ready >{arena.ready}; exec sleep 1000"]
     started = arena.host(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from arena import BOUND, Arena, CgroupLedger, Host, is_alive, read_text
-from commands import ORDINARY, need_root, ordinary_user
+from commands import ORDINARY, ordinary_user, set_user_id_copy
 from hostlib import GRACE, Any, hear, muontrap, say, threading, time
 
 pytestmark = pytest.mark.slow
@@ -176,10 +176,7 @@ def root_host(*, line: list[str]) -> None:
 @pytest.mark.parametrize("has_mark", [True, False])
 def test_what_may_not_be_signalled_is_left_and_named_once(arena: Arena, has_mark: bool) -> None:
     """As what sudo(8) leaves, which sheds the mark as well, where PAM resets the limits."""
-    need_root()
-    setpriv = arena.copy_program("/usr/bin/setpriv", mode=0o4755, owner=0)
-    if os.statvfs(setpriv).f_flag & os.ST_NOSUID:
-        pytest.skip("temporary files lie on a nosuid file system")
+    setpriv = set_user_id_copy(arena, "/usr/bin/setpriv", owner=0)
     shed = [] if has_mark else ["/usr/bin/prlimit", "--locks=unlimited:unlimited"]
     line = [setpriv, "--reuid=0", *shed, "/bin/sh", "-c", '[ "$1" ] || exec sleep 1000', "sh"]
     host = arena.host(root_host, line=line, **ordinary_user())
@@ -207,10 +204,7 @@ def later_host(*, line: list[str]) -> None:
 
 def test_what_it_starts_later_is_killed_as_soon_as_it_may_be(arena: Arena) -> None:
     """And what it starts later that may not be signalled either is no other command's."""
-    need_root()
-    setpriv = arena.copy_program("/usr/bin/setpriv", mode=0o4755, owner=0)
-    if os.statvfs(setpriv).f_flag & os.ST_NOSUID:
-        pytest.skip("temporary files lie on a nosuid file system")
+    setpriv = set_user_id_copy(arena, "/usr/bin/setpriv", owner=0)
     for name in "go", "end":
         os.mkfifo(arena.folder / name)
     roots = f"/bin/sh -c 'echo $$ >pid; echo ready >{arena.ready}; exec sleep 1000'"
@@ -244,10 +238,7 @@ def sparing_host(*, line: list[str]) -> None:
 
 
 def test_what_kill_mode_process_leaves_is_left_though_its_main_process_was_refused(arena: Arena) -> None:
-    need_root()
-    setpriv = arena.copy_program("/usr/bin/setpriv", mode=0o4755, owner=0)
-    if os.statvfs(setpriv).f_flag & os.ST_NOSUID:
-        pytest.skip("temporary files lie on a nosuid file system")
+    setpriv = set_user_id_copy(arena, "/usr/bin/setpriv", owner=0)
     sleeps = f"/bin/sh -c 'echo $$ >pid; echo ready >{arena.ready}; exec sleep 1000'"
     left = f"(/usr/bin/setpriv --reuid={ORDINARY} {sleeps} &)"
     (arena.folder / "pid").touch()
