@@ -60,6 +60,9 @@ int setresuid(unsigned int ruid, unsigned int euid, unsigned int suid);
 int setresgid(unsigned int rgid, unsigned int egid, unsigned int sgid);
 int setgroups(size_t size, const unsigned int *list);
 
+/* getgrouplist(3) */
+int getgrouplist(const char *user, unsigned int gid, unsigned int *groups, int *count);
+
 /* posix_spawn(3) */
 #define POSIX_SPAWN_SETPGROUP 2
 #define POSIX_SPAWN_SETSIGDEF 4
@@ -75,7 +78,8 @@ int posix_spawn_file_actions_init(void *actions);
 int posix_spawn_file_actions_destroy(void *actions);
 int posix_spawn_file_actions_adddup2(void *actions, int source, int target);
 
-/* execve(2) */
+/* execve(2), environ(7) */
+extern char **environ;
 int execve(const char *path, char *const argv[], char *const envp[]);
 
 /* statfs(2): only f_type, the first word, is read */

@@ -19,7 +19,7 @@ from muontrap.logic.wire import Failed
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
     from muontrap.containment.groups import Group
     from muontrap.guard.spawn import Assumed
@@ -53,7 +53,7 @@ def fork(launch: Launch, assumed: Assumed, group: Group | None) -> tuple[int, in
         opened.append(errors)
         process.close_on_exec_from(0)  # all are by now, or a line of ours is wrong
         with assumed as sources:
-            plan = _plan(launch, sources, entrances, group)
+            plan = _plan(launch, assumed.env, sources, entrances, group)
             step = "fork"
             # Not clone3(2), which could give it birth in its cgroup: F42.
             pid = os.fork()
@@ -71,7 +71,9 @@ def fork(launch: Launch, assumed: Assumed, group: Group | None) -> tuple[int, in
     return pid, reading
 
 
-def _plan(launch: Launch, sources: Sequence[int], entrances: Entrances, group: Group | None) -> list[Action]:
+def _plan(
+    launch: Launch, env: Any, sources: Sequence[int], entrances: Entrances, group: Group | None
+) -> list[Action]:
     """Return what the child does, in order: all that can be is worked out before there is a child."""
     special: dict[str, Callable[..., object]] = {
         "join": lambda: _join(entrances),
@@ -82,7 +84,6 @@ def _plan(launch: Launch, sources: Sequence[int], entrances: Entrances, group: G
     places = list(zip(sources, launch.targets, strict=True))
     steps = in_order([*launch.steps, ("descriptors", ())])
     argv = process.c_strings(launch.argv)
-    env = process.c_strings(process.variables(launch.env))
     # Its locks are the guard's.
     locks: list[Action] = [("join", group.close, ())] if group else []
     todo = [(name, special.get(name) or _PERFORM[name], numbers) for name, numbers in steps]

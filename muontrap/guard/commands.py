@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import time
+from itertools import chain
 
 from muontrap.containment.processes import Held, is_same, living, send, start_of, stat
 from muontrap.guard import transport
@@ -174,12 +175,6 @@ class Command:
         self.tell(failure)
         self._escalation.state = "gone"
 
-    def close(self) -> None:
-        """Let go of the terminal."""
-        if self.terminal:
-            os.close(self.terminal[0])
-            self.terminal = None
-
     def report_started(self) -> None:
         """Tell the host that `execve` has succeeded, if it wants to know before the end."""
         if self.announces:
@@ -295,24 +290,26 @@ class Command:
     def _report(self, now: float) -> None:
         """Reap the main process, tell the host how it all ended, and let go of the host."""
         pid, status, usage = os.wait4(self.main.pid, os.WNOHANG)
+        # In the order of struct_rusage, with what Linux does not count.
+        user, system, peak, _, _, _, minor, major, _, read, written, _, _, _, voluntary, involuntary = usage
         left = self._alive if pid or self._exited else self._alive | {self.main.pid}
         self._give_terminal(to_command=False)
         ended = Ended(
             status=status if pid else -1,
             reason=self._reason,
             wall=now - self.launched,
-            user=usage.ru_utime,
-            system=usage.ru_stime,
-            max_rss=usage.ru_maxrss if usage.ru_maxrss > self._guards_peak else -1,
-            minor_faults=usage.ru_minflt,
-            major_faults=usage.ru_majflt,
-            blocks_read=usage.ru_inblock,
-            blocks_written=usage.ru_oublock,
-            voluntary_switches=usage.ru_nvcsw,
-            involuntary_switches=usage.ru_nivcsw,
-            sent=[float(number) for sent in self._sent for number in sent],
+            user=user,
+            system=system,
+            max_rss=peak if peak > self._guards_peak else -1,
+            minor_faults=minor,
+            major_faults=major,
+            blocks_read=read,
+            blocks_written=written,
+            voluntary_switches=voluntary,
+            involuntary_switches=involuntary,
+            sent=list(map(float, chain.from_iterable(self._sent))),
             not_permitted=sorted(self.not_permitted)[:_MOST_PIDS],
-            unkillable=sorted(left - self.not_permitted.keys())[:_MOST_PIDS],
+            unkillable=sorted(left - self.not_permitted.keys())[:_MOST_PIDS] if left else [],
             cgroup=self.placed.readings().encode() if self.placed else b"",
         )
         if self.placed and self._escalation.state == "gone":

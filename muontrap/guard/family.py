@@ -69,6 +69,7 @@ class Family:
         self._untouchable: dict[int, int] = {}
         self._marks_left: set[int] = set()
         self.mains: dict[int, Held] = {}
+        self._main_pids: set[int] = set()
         self.has_news: bool = False
         # number -> pids with its tag, listed after its main process had died; to be used once
         self._listed: dict[int, list[int]] = {}
@@ -101,6 +102,7 @@ class Family:
     def add(self, number: int, main: Held, group: Group | None) -> None:
         """Take in a command, which may have a cgroup."""
         self.mains[number] = main
+        self._main_pids.add(main.pid)
         if group:
             self._groups[number] = group
         self._ledger.launched(main.pid)
@@ -123,6 +125,8 @@ class Family:
                 orphan.spared |= number in self._claimants(orphan)
             self._released.add(number)
         del self.mains[number]
+        # Not without this one alone: its pid, if it was reaped and is still hunted, may be another's.
+        self._main_pids = {main.pid for main in self.mains.values()}
         self._listed.pop(number, None)
         self._groups.pop(number, None)
         self._starts.pop(number, None)
@@ -154,7 +158,7 @@ class Family:
             return False
         self._adopt()
         group = self._groups.get(number)
-        return not self._heirs(number) and not (group and group.is_in_use())
+        return not (self._orphans and self._heirs(number)) and not (group and group.is_in_use())
 
     def left_of(self, number: int, strike: Callable[[list[Held]], object]) -> Pack:
         """Return, opened, all processes of a command, dead ones included, without reaping meanwhile.
@@ -220,16 +224,13 @@ class Family:
         """Take in children that are new.  The list is exact: only this thread reaps."""
         self.has_news = False
         listed = children(self._pid) if self._children is None else read_children(self._children)
-        new = set(listed) - self._orphans.keys()
-        if new:
-            new -= {main.pid for main in self.mains.values()}
-            for pid in new:
-                tag = self._reader.tag_of(pid)
-                start = 0 if tag and pid not in self._untouchable else start_of(pid)
-                self._orphans[pid] = orphan = Orphan(tag, start)
-                orphan.refused = self._untouchable.pop(pid, None) == orphan.start
-                if tag and tag[0] == self._guard_id and tag[1] in self._marks_left:
-                    _kill(pid, orphan)  # now: it may not be permitted either, and is no other command's
+        for pid in set(listed).difference(self._orphans, self._main_pids):
+            tag = self._reader.tag_of(pid)
+            start = 0 if tag and pid not in self._untouchable else start_of(pid)
+            self._orphans[pid] = orphan = Orphan(tag, start)
+            orphan.refused = self._untouchable.pop(pid, None) == orphan.start
+            if tag and tag[0] == self._guard_id and tag[1] in self._marks_left:
+                _kill(pid, orphan)  # now: it may not be permitted either, and is no other command's
 
     def _claimants(self, orphan: Orphan) -> frozenset[int]:
         if orphan.tag and orphan.tag[0] == self._guard_id and orphan.tag[1] in self._released:

@@ -15,7 +15,7 @@ import sys
 from muontrap.guard.spawn import NotStarted, StepFailed
 from muontrap.kernel import signals
 from muontrap.kernel.identity import drops_for_good
-from muontrap.kernel.process import variables
+from muontrap.kernel.process import Environ
 from muontrap.logic.wire import Failed
 
 TYPE_CHECKING = False
@@ -61,7 +61,7 @@ class ForkExec:
         except OSError as error:
             raise StepFailed(error.errno or 0, "descriptors") from error
         try:
-            with assumed as sources:
+            with assumed as sources, Environ(assumed.env):
                 pid, said = _start(_fork_exec, launch, sources, (reading, writing))
         except BaseException:
             os.close(reading)
@@ -85,15 +85,17 @@ def _start(
     reading, writing = pipe
     poll = select.poll()
     poll.register(reading, select.POLLIN)
+    said = b""
     # The child has no other moment to unblock them.
     blocked = signals.block(())
     try:
         try:
-            pid = fork_exec(*_arguments(launch, sources, pipe))
+            arguments = _arguments(launch, sources, pipe)
+            pid = fork_exec(*arguments)  # which are not let go of yet
         finally:
             os.close(writing)
-        # At once, for until it sleeps here the guard keeps the CPU from the child, and copies pages.
-        said = b""
+        # At once, for until it sleeps here the guard keeps the CPU from the child, and copies each page that
+        # it writes to.
         while poll.poll(_EXECUTE_MS):
             piece = os.read(reading, 200)
             if not piece:
@@ -115,11 +117,11 @@ def _start(
 def _arguments(launch: Launch, sources: Sequence[int], pipe: tuple[int, int]) -> tuple[Any, ...]:
     steps = dict(launch.steps)
     streams = dict(zip(launch.targets, sources, strict=True))
-    stdin, stdout, stderr = (streams.get(target, -1) for target in range(3))
+    stdin, stdout, stderr = streams.get(0, -1), streams.get(1, -1), streams.get(2, -1)
     (gid,), (uid,) = steps.get("setresgid", (None,)), steps.get("setresuid", (None,))
     groups = list(steps["setgroups"]) if "setgroups" in steps else None
     return (
-        launch.argv, launch.candidates, False, (), None, variables(launch.env),
+        launch.argv, launch.candidates, False, (), None, None,
         stdin, -1, -1, stdout, -1, stderr, *pipe, False, True, *_GROUP, gid, groups, uid, -1, None, *_VFORK,
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ import os
 import resource
 import select
 import time
+from _functools import partial  # type: ignore[import-not-found]  # `functools` itself imports much more
 
 from muontrap.containment.processes import Held
 from muontrap.containment.tagged import TagReader
@@ -25,7 +26,7 @@ from muontrap.logic.wire import Failed, Hello, decode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from muontrap.containment.groups import Group
     from muontrap.guard.asker import Asker
@@ -69,12 +70,12 @@ class Guard:
         self._wake_again = 0.0
         self._children_changed = False
         self._boosted = False
-        self._spawner = Spawner(environment)
+        self._spawner = Spawner()
         self._fork_exec = ForkExec()
+        self._environments = process.Environments(environment)
         self._asker = asker
         self._placer = placer
         self._litter: list[Group] = []
-        self._environment = environment
         self._home = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._locks = resource.getrlimit(process.RLIMIT_LOCKS)
         self._files = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -181,45 +182,46 @@ class Guard:
 
     def _take_requests(self) -> None:
         try:
-            packet = sockets.receive_longest(self._requests)
+            data, fds, sender = sockets.receive_longest(self._requests)
         except (BlockingIOError, sockets.Truncated):
             return  # the host sees its channel closed by a guard that is alive
-        if not packet.data:
+        if not data:
             self._host_died()
-        elif not packet.fds or packet.sender != self._host.pid:
-            sockets.close(packet.fds)  # a child that the host forked without Python's knowing
+        elif not fds or sender != self._host.pid:
+            sockets.close(fds)  # a child that the host forked without Python's knowing
         else:
-            fd, *packet.fds = packet.fds
-            channel = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fileno=fd)
-            self._feed(transport.Request(channel), packet)
+            channel = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fileno=fds[0])
+            self._feed(transport.Request(channel), data, fds[1:])
 
     def _take_more(self, request: transport.Request) -> None:
         """Take what comes over a channel on which no command is running."""
         try:
-            packet = sockets.receive_longest(request.channel)
+            data, fds, sender = sockets.receive_longest(request.channel)
         except BlockingIOError:
             return
         except sockets.Truncated:
             self._refuse(request, StepFailed(errno.EMFILE, "descriptors"))
             return
-        if not packet.data:
+        if not data:
             self._drop(request)
-        elif packet.sender == self._host.pid and not self._host_gone:
-            self._feed(request, packet)
+        elif sender == self._host.pid and not self._host_gone:
+            self._feed(request, data, fds)
         else:
-            sockets.close(packet.fds)
+            sockets.close(fds)
 
-    def _feed(self, request: transport.Request, packet: sockets.Packet) -> None:
+    def _feed(self, request: transport.Request, data: bytes, fds: Sequence[int]) -> None:
         try:
-            request.take(packet)
+            request.take(data, fds)
         except ProtocolError:
             self._refuse(request, StepFailed(errno.EPROTO, "request"))
             return
         if request.launch is None:
-            self._listen(request.channel.fileno(), lambda: self._take_more(request))
+            self._listen(request.channel.fileno(), partial(self._take_more, request))
             return
         try:
-            self._complete(request.launch)
+            umask = self._asker.umask(request.launch.thread)
+            if request.launch.umask < 0:
+                request.launch.umask = umask
             self._launch(request.launch, request)
         except StepFailed as failure:
             self._refuse(request, failure)
@@ -236,19 +238,14 @@ class Guard:
         request.channel.close()
         request.close()
 
-    def _complete(self, launch: Launch) -> None:
-        """Put in what the command inherits from the host, and was not sent."""
-        umask = self._asker.umask(launch.thread)
-        if launch.umask < 0:
-            launch.umask = umask
-        if launch.inherits:
-            launch.env = {**self._environment, **launch.env} if launch.env else self._environment
-
     def _launch(self, launch: Launch, request: transport.Request) -> None:
         if self._boosted:
             restore_priority()
             self._boosted = False
-        number = self._next_number()
+        try:
+            number = self._family.next_number(self._last_number, self._tags)
+        except BlockingIOError as error:
+            raise StepFailed(error.errno or 0, "tag") from error
         began = time.monotonic()
         placed = self._placer.place(request.placement) if request.placement else None
         try:
@@ -271,13 +268,13 @@ class Guard:
             command.report_started()
         else:
             command.terminal = self._terminal(launch, request)
-            self._listen(pipe, lambda: self._executed(command))
+            self._listen(pipe, partial(self._executed, command))
             self._executed(command)
         if not command.is_gone:
-            self._listen(main.fd, lambda: self._main_exited(command))
-            self._listen(channel.fileno(), lambda: self._hear(command, channel))
+            self._listen(main.fd, partial(self._main_exited, command))
+            self._listen(channel.fileno(), partial(self._hear, command, channel))
             if placed and placed.oom_kills:
-                self._listen(placed.oom_kills.fd, lambda: self._out_of_memory(command))
+                self._listen(placed.oom_kills.fd, partial(self._out_of_memory, command))
 
     def _begin(
         self, launch: Launch, request: transport.Request, number: int, placed: Placed | None
@@ -292,6 +289,7 @@ class Guard:
             files=self._files,
             locks=self._locks,
             tag=tag,
+            env=self._environments.strings(launch.env, inherits=bool(launch.inherits)),
         )
         pipe: int | None = None
         try:
@@ -312,12 +310,6 @@ class Guard:
             os.eventfd_read(command.placed.oom_kills.fd)
             self._busy[command.number] = command
             command.out_of_memory(time.monotonic())
-
-    def _next_number(self) -> int:
-        try:
-            return self._family.next_number(self._last_number, self._tags)
-        except BlockingIOError as error:
-            raise StepFailed(error.errno or 0, "tag") from error
 
     def _hold(self, pid: int) -> Held:
         """Open the pidfd of a new child, or undo the launch."""
@@ -342,8 +334,7 @@ class Guard:
 
     def _executed(self, command: Command) -> None:
         """The pipe of a forked child has ended: in `execve`, or with what failed before it."""
-        if command.errors is None:
-            return
+        assert command.errors is not None
         try:
             while piece := os.read(command.errors, 4096):
                 command.said += piece
@@ -361,9 +352,10 @@ class Guard:
             command.report_started()
 
     def _main_exited(self, command: Command) -> None:
-        self._executed(command)
-        if command.is_gone:
-            return
+        if command.errors is not None:
+            self._executed(command)
+            if command.is_gone:
+                return
         self._child_changed()  # its SIGCHLD is there by now: no need to wake up for it
         command.main_exited(time.monotonic())  # soon, for that may be what the host waits for
         if command.is_gone:
@@ -374,15 +366,15 @@ class Guard:
 
     def _hear(self, command: Command, channel: _socket.socket) -> None:
         try:
-            packet = sockets.receive_longest(channel)
-            sockets.close(packet.fds)
-            if packet.data and packet.sender != self._host.pid:
+            data, fds, sender = sockets.receive_longest(channel)
+            sockets.close(fds)
+            if data and sender != self._host.pid:
                 return  # a child that the host forked without Python's knowing
             self._busy[command.number] = command
-            command.hear(packet.data, time.monotonic())
+            command.hear(data, time.monotonic())
         except (BlockingIOError, sockets.Truncated, ProtocolError):
             return
-        if not packet.data:
+        if not data:
             self._ignore(channel.fileno())
 
     def _await_next(self, command: Command) -> None:
@@ -394,12 +386,13 @@ class Guard:
             channel.close()
         else:
             request = transport.Request(channel)
-            self._listen(fd, lambda: self._take_more(request))
+            self._listen(fd, partial(self._take_more, request))
 
     def _forget(self, command: Command) -> None:
         self._ignore(command.main.fd)
         self._await_next(command)
-        command.close()
+        if command.terminal:
+            os.close(command.terminal[0])
         if command.placed:
             if command.placed.oom_kills:
                 self._ignore(command.placed.oom_kills.fd)

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import resource
+from _functools import partial  # type: ignore[import-not-found]
 
 from muontrap.kernel.process import RLIMIT_LOCKS
 from muontrap.logic.steps import in_the_way
@@ -16,6 +17,7 @@ from muontrap.logic.steps import in_the_way
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Any
 
     from muontrap.kernel.spawn import Spawner
     from muontrap.logic.wire import Launch
@@ -48,6 +50,7 @@ class Assumed:
         home: descriptor of the guard's own directory.
         files: limits of descriptors: those of the command, of which the guard has the hard one.
         locks: the guard's own limits of RLIMIT_LOCKS; the soft one is the command's tag, unless None.
+        env: the command's environment, of `Environments`, for who needs it.
     """
 
     def __init__(
@@ -60,7 +63,9 @@ class Assumed:
         files: Limits,
         locks: Limits,
         tag: int | None,
+        env: Any,
     ) -> None:
+        self.env: Any = env
         self._launch = launch
         self._directory = directory
         self._sources = sources
@@ -76,7 +81,12 @@ class Assumed:
         try:
             os.fchdir(self._directory)
             step = "descriptors"
-            moved = self._move_away()
+            moved = self._sources
+            for source in in_the_way(self._launch.targets, moved):
+                above = max(self._launch.targets) + 1
+                self._copies[source] = fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, above)
+            if self._copies:
+                moved = [self._copies.get(source, source) for source in moved]
             step = "umask"
             self._umask = os.umask(self._launch.umask)
             # Last, for with fewer descriptors there might be none for the lines above.
@@ -102,14 +112,6 @@ class Assumed:
             os.close(self._copies.popitem()[1])
         os.fchdir(self._home)
 
-    def _move_away(self) -> Sequence[int]:
-        for source in in_the_way(self._launch.targets, self._sources):
-            above = max(self._launch.targets) + 1
-            self._copies[source] = fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, above)
-        if not self._copies:
-            return self._sources
-        return [self._copies.get(source, source) for source in self._sources]
-
 
 def spawn(spawner: Spawner, launch: Launch, assumed: Assumed, most_files: int) -> int:
     """Start the command; return its pid when `execve` is done.
@@ -121,11 +123,10 @@ def spawn(spawner: Spawner, launch: Launch, assumed: Assumed, most_files: int) -
         if max(sources, default=0) >= most_files:
             raise NotStarted
         places = list(zip(sources, launch.targets, strict=True))
+        session = bool(launch.session)
+        execute = partial(spawner, argv=launch.argv, env=assumed.env, places=places, session=session)
         try:
-            return first_that_runs(
-                launch,
-                lambda path: spawner(path, launch.argv, launch.env, places, session=bool(launch.session)),
-            )
+            return first_that_runs(launch, execute)
         except (OSError, OverflowError) as error:
             raise StepFailed(getattr(error, "errno", None) or errno.EINVAL, "execve") from error
 

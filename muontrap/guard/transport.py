@@ -6,7 +6,7 @@ import _socket
 import struct
 
 from muontrap.errors import ProtocolError
-from muontrap.kernel.sockets import Packet, close
+from muontrap.kernel.sockets import close
 from muontrap.logic.escalation import KILL_MODES
 from muontrap.logic.wire import Assembly, Launch, Placement, decode
 
@@ -32,38 +32,39 @@ def send(sock: _socket.socket, record: Record, fds: Sequence[int] = ()) -> None:
 class Request(Assembly):
     """A launch on its way in: packets until the record and its descriptors are complete.
 
-    It owns these descriptors, of the directory and of the launch's targets; on `channel` the host
-    waits for the answer.
+    It owns these descriptors; on `channel` the host waits for the answer.
+
+    Attributes:
+        launch: the whole record, None until it is there.
+        directory: the descriptor of its working directory.
+        sources: the descriptors of its targets.
+        placement: the cgroup that it asks for.
     """
 
     launch: Launch | None = None
+    directory: int
+    sources: Sequence[int]
     placement: Placement | None = None
 
     def __init__(self, channel: _socket.socket) -> None:
         self.channel: _socket.socket = channel
 
-    @property
-    def directory(self) -> int:
-        """The descriptor of the working directory."""
-        return self.fds[0]
-
-    @property
-    def sources(self) -> Sequence[int]:
-        """The descriptors of the launch's targets."""
-        return self.fds[1:]
-
-    def take(self, packet: Packet) -> None:
+    def take(self, data: bytes, fds: Sequence[int]) -> None:
         """Take a packet; `launch` is there after the last. Raises `ProtocolError`."""
-        payload = self.feed(packet.data, packet.fds)
+        payload = self.feed(data, fds)
         if payload is None:
             return
         launch = decode(payload)
-        if not isinstance(launch, Launch):
+        if not isinstance(launch, Launch) or not self.fds:
             raise ProtocolError("a request that is no launch")
-        count = len(self.fds) - 1
-        launch.targets = launch.targets or range(count)
+        self.directory, *self.sources = self.fds
+        launch.targets = launch.targets or range(len(self.sources))
         launch.candidates = launch.candidates or launch.argv[:1]
-        if not _is_complete(launch, count):
+        if (
+            len(self.sources) != len(launch.targets)
+            or not 0 <= launch.kill_mode < len(KILL_MODES)
+            or (("join", ()) in launch.steps) != bool(launch.cgroup)
+        ):
             raise ProtocolError("a launch that lacks something")
         if launch.cgroup:
             self.placement = _placement(launch.cgroup)
@@ -73,15 +74,6 @@ class Request(Assembly):
         """Close the descriptors."""
         close(self.fds)
         self.fds: Sequence[int] = ()
-
-
-def _is_complete(launch: Launch, source_count: int) -> bool:
-    """Tell whether nothing that the guard relies on is missing or unknown."""
-    return (
-        source_count == len(launch.targets)
-        and 0 <= launch.kill_mode < len(KILL_MODES)
-        and (("join", ()) in launch.steps) == bool(launch.cgroup)
-    )
 
 
 def _placement(data: bytes) -> Placement:

@@ -6,6 +6,8 @@ import grp
 import os
 import pwd
 
+from muontrap.kernel.identity import groups_of
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -86,7 +88,7 @@ def _groups(
         return sorted({number for group in extra if (number := _gid(group)) is not None})
     if gid is None:
         return None
-    return sorted(set(os.getgrouplist(account.pw_name, gid))) if account else []
+    return sorted(set(groups_of(os.fsencode(account.pw_name), gid))) if account else []
 
 
 def _refuse_root(command: Command, identity: Identity) -> None:

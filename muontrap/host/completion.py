@@ -27,7 +27,7 @@ class Completion(Exchange):
         Raises:
             TimeoutExpired: with the output so far; at the latest 0.5 s after the grace.
         """
-        if self._pipes.fd(0) is not None:
+        if 0 in self._pipes.fds:
             self.feed(memoryview(b"") if input is None else input)
         if self._sinks and deadline is not None:
             self.tick(lambda: self._mind(deadline))
@@ -43,11 +43,12 @@ class Completion(Exchange):
         if self._cap and self._cap.must_stop and result.reason in ("exited", "signal"):
             result.reason = "max-output"  # it ended before it could be stopped
         result.stdout, result.stderr = self.so_far()
-        try:
-            result.stdout, result.stderr = self.outputs()
-        except UnicodeError as error:
-            error.result = result  # type: ignore[attr-defined]
-            raise
+        if self._command.is_text:
+            try:
+                result.stdout, result.stderr = self.outputs()
+            except UnicodeError as error:
+                error.result = result  # type: ignore[attr-defined]
+                raise
         return result
 
     def _expire(self, timeout: float | None) -> TimeoutExpired:

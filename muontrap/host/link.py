@@ -54,7 +54,13 @@ class StaleGuard(PermissionError):
 
 
 class Link:
-    """One guard, from its start to its end."""
+    """One guard, from its start to its end.
+
+    Attributes:
+        is_closed: whether this is a forked child's copy, which is of no use to it.
+    """
+
+    is_closed: bool = False
 
     def __init__(self, situation: Situation, executable: str, *, keep_privileges: bool) -> None:
         self.situation = situation
@@ -95,11 +101,6 @@ class Link:
     def survives(self) -> bool:
         """Tell whether the guard closed a channel without dying: an exit closes them first."""
         return not wait_readable(self._pidfds, _EXIT_BOUND)
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether this is a forked child's copy, which is of no use to it."""
-        return self._words < 0
 
     def serves(self, situation: Situation) -> bool:
         """Tell whether this guard may launch for a host in that situation."""
@@ -209,6 +210,7 @@ class Link:
 
     def close(self) -> None:
         """Let go of the guard, which then ends all its commands, and itself."""
+        self.is_closed = True
         for channel in (self._requests, *self._idle):
             channel.close()
         self._idle.clear()
@@ -218,7 +220,7 @@ class Link:
         self._words, self._pidfds = -1, ()
 
     def __del__(self) -> None:
-        if getattr(self, "_words", -1) >= 0:
+        if not self.is_closed and hasattr(self, "_pidfds"):
             self.close()
 
     def _spawn(self, executable: str, requests: int, words: int) -> None:
@@ -248,11 +250,10 @@ class Link:
         if not wait_readable([self._requests.fileno()], HANDSHAKE_BOUND):
             raise GuardError(f"{executable!r} did not become a guard within {HANDSHAKE_BOUND:g} s")
         try:
-            packet = receive(self._requests, [])
+            data, self._pidfds, _ = receive(self._requests, [])
         except Truncated as error:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from error
-        self._pidfds = packet.fds
-        hello = decode(packet.data) if packet.data and len(packet.fds) == 2 else None
+        hello = decode(data) if data and len(self._pidfds) == 2 else None
         if not isinstance(hello, Hello):
             raise GuardError(
                 f"{executable!r} did not become a guard: {self._last_words() or 'it just ended'}. "

@@ -111,8 +111,8 @@ class Status:
                 raise RuntimeError(
                     "this finalizer, or signal's handler, can't ask: it has interrupted who takes the answer"
                 )
-            if self.is_running:
-                if self.is_closed:
+            if self.result is None and self._failure is None:
+                if self._channel.fileno() < 0:
                     raise ValueError(f"command {self.pid} was closed before its end was known")
                 self._is_reading = True
                 try:
@@ -202,14 +202,14 @@ class Status:
 
     def _read_record(self) -> None:
         try:
-            packet = receive(self._channel, self._answers)
+            data, fds, _ = receive(self._channel, self._answers)
         except BlockingIOError:
             return
         except Truncated:  # no descriptor was left in this process for the pidfd
             self._lost_pidfd = True
             self.ask(0.0, b"stopped")
             return
-        self._take(decode(packet.data) if packet.data else None, packet.fds)
+        self._take(decode(data) if data else None, fds)
         self._answers.clear()
 
     def _take(self, record: Record | None, fds: Sequence[int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from muontrap.kernel._generated_ffi import ffi
@@ -14,6 +15,20 @@ if TYPE_CHECKING:
 # Looked up here and not by a forked child, in which that takes longer than all the rest.
 _GROUPS = ffi.typeof("unsigned int[]")
 _setgroups, _setresgid, _setresuid = libc.setgroups, libc.setresgid, libc.setresuid
+# What nearly all have fewer of, and NGROUPS_MAX (<linux/limits.h>).
+_FEW, _MOST = 64, 65536
+
+
+def groups_of(user: bytes, gid: int) -> list[int]:
+    """Return the groups that the databases say of a user, and `gid`. See getgrouplist(3).
+
+    `os.getgrouplist` asks for room for 65,536 of them, each time: twice the time.
+    """
+    for room in (_FEW, _MOST):
+        groups, count = ffi.new(_GROUPS, room), ffi.new("int *", room)
+        if libc.getgrouplist(user, gid, groups, count) >= 0:
+            return list(groups[0 : count[0]])
+    raise OSError(errno.EINVAL, f"{os.strerror(errno.EINVAL)} (getgrouplist)", user)
 
 
 def set_groups(groups: Sequence[int]) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import select
+from itertools import repeat
 
 from muontrap.kernel._generated_ffi import ffi
 from muontrap.kernel.abi import check, libc, syscall
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from typing import Any
 
 RLIMIT_LOCKS = libc.RLIMIT_LOCKS
@@ -129,16 +130,46 @@ def set_limit(resource: int, soft: int, hard: int) -> None:
     check(_prlimit(0, resource, ffi.new("struct rlimit64 *", (soft, hard)), ffi.NULL), "prlimit")
 
 
-def variables(env: Mapping[bytes, bytes]) -> list[bytes]:
-    """Return an environment as the strings that execve(2) takes."""
-    return [b"%b=%b" % variable for variable in env.items()]
-
-
 def c_strings(strings: Sequence[bytes]) -> Any:
-    """Return what execve(2) takes for arguments or environment."""
+    """Return what execve(2) takes for arguments."""
+    return _array(list(map(ffi.new, repeat("char[]"), strings)))
+
+
+class Environments:
+    """Environments as execve(2) takes them: a usual one, that one with changes, or another."""
+
+    def __init__(self, usual: Mapping[bytes, bytes]) -> None:
+        self._usual = _variables(usual)
+        self._whole = _array(self._usual.values())
+
+    def strings(self, variables: Mapping[bytes, bytes], *, inherits: bool) -> Any:
+        """Return as `c_strings` these variables, if `inherits` on top of the usual ones."""
+        if not inherits:
+            return _array(_variables(variables).values())
+        return _array({**self._usual, **_variables(variables)}.values()) if variables else self._whole
+
+
+def _variables(env: Mapping[bytes, bytes]) -> dict[bytes, Any]:
+    return {name: ffi.new("char[]", b"%b=%b" % (name, value)) for name, value in env.items()}
+
+
+def _array(owners: Collection[Any]) -> Any:
     # The pointers keep nothing alive: the strings do, which come with them.
-    owners = [ffi.new("char[]", string) for string in strings]
     return ffi.new("char *[]", [*owners, ffi.NULL]), owners
+
+
+class Environ:
+    """Have this process's `environ`, and so a child's, be of `Environments` meanwhile. See environ(7)."""
+
+    def __init__(self, strings: Any) -> None:
+        self._strings = strings
+
+    def __enter__(self) -> None:
+        self._before = libc.environ
+        libc.environ = self._strings[0]
+
+    def __exit__(self, *_: object) -> None:
+        libc.environ = self._before
 
 
 # Looked up here and not by a forked child, in which that takes longer.
@@ -146,7 +177,7 @@ _execve = libc.execve
 
 
 def execve(path: bytes, argv: Any, env: Any) -> None:
-    """Run another program in this process; `argv` and `env` are of `c_strings`. See execve(2).
+    """Run another program in this process; `argv` is of `c_strings`, `env` of `Environments`. See execve(2).
 
     Unlike `os.execve` it allocates nothing, each page of which a forked child would have to copy.
     """

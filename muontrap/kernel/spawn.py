@@ -10,11 +10,11 @@ import os
 from muontrap.kernel import signals
 from muontrap.kernel._generated_ffi import ffi
 from muontrap.kernel.abi import libc
-from muontrap.kernel.process import c_strings, variables
+from muontrap.kernel.process import c_strings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from typing import Any
 
 # Both types are opaque.
@@ -22,15 +22,9 @@ _OPAQUE = ffi.typeof("unsigned long[128]")
 
 
 class Spawner:
-    """Starts children in which no signal is blocked, ignored or handled; not for two threads at once.
+    """Starts children in which no signal is blocked, ignored or handled; not for two threads at once."""
 
-    Args:
-        usual_env: the environment that most of them get; not to be changed.
-    """
-
-    def __init__(self, usual_env: Mapping[bytes, bytes]) -> None:
-        self._usual_env = usual_env
-        self._usual_strings = c_strings(variables(usual_env))
+    def __init__(self) -> None:
         self._of_group = _attributes(libc.POSIX_SPAWN_SETPGROUP)
         self._of_session = _attributes(libc.POSIX_SPAWN_SETSID)
         self._actions: Any = ffi.new(_OPAQUE)
@@ -42,7 +36,7 @@ class Spawner:
         self,
         path: bytes,
         argv: Sequence[bytes],
-        env: Mapping[bytes, bytes],
+        env: Any,
         places: Sequence[tuple[int, int]],
         *,
         session: bool,
@@ -50,16 +44,17 @@ class Spawner:
         """Return the pid of a child whose `execve` is done, or raise its `OSError`.
 
         Args:
-            env: the whole environment.
+            env: of `Environments`.
             places: (descriptor, the number that it has in the child) for each.
             session: whether it leads a session, or just a process group.
         """
         if places != self._places:
             self._place(places)
-        strings = self._usual_strings if env is self._usual_env else c_strings(variables(env))
         attributes = self._of_session if session else self._of_group
         arguments = c_strings(argv)
-        _check(libc.posix_spawn(self._pid, path, self._actions, attributes, arguments[0], strings[0]))
+        code = libc.posix_spawn(self._pid, path, self._actions, attributes, arguments[0], env[0])
+        if code:
+            raise OSError(code, os.strerror(code))
         pid: int = self._pid[0]
         return pid
 

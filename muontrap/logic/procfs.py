@@ -7,7 +7,7 @@ from muontrap.errors import ProtocolError
 
 def parse_children(text: bytes) -> list[int]:
     """Return the pids in /proc/PID/task/TID/children."""
-    return [int(word) for word in text.split()]
+    return list(map(int, text.split()))
 
 
 def parse_stat(text: bytes) -> tuple[str, int, int]:

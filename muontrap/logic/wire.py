@@ -141,10 +141,11 @@ class Record:
 
     def encode(self) -> bytes:
         """Return the record's bytes."""
-        values = self.__dict__
-        given = zip(self._encoders, map(getattr, repeat(self), self._bodies), strict=True)
-        bodies = [encode(value) if value else b"" for encode, value in given]
-        scalars = map(values.__getitem__, self._scalars)
+        scalars = map(self.__dict__.__getitem__, self._scalars)
+        given = list(map(getattr, repeat(self), self._bodies))
+        if not any(given):
+            return self._pack(self._number, *scalars, *map(len, given))
+        bodies = [encode(body) if body else b"" for encode, body in zip(self._encoders, given, strict=True)]
         return self._pack(self._number, *scalars, *map(len, bodies)) + b"".join(bodies)
 
 
@@ -270,10 +271,11 @@ def decode(data: bytes) -> Record:
         record.__dict__ = values = dict(zip(kind._scalars, numbers, strict=False))
         sizes = numbers[len(values) :]
         at = kind._size
-        present = zip(compress(kind._decoders, sizes), filter(None, sizes), strict=True)
-        for (name, decode), size in present:
-            values[name] = decode(data[at : at + size])
-            at += size
+        if any(sizes):
+            present = zip(compress(kind._decoders, sizes), filter(None, sizes), strict=True)
+            for (name, decode), size in present:
+                values[name] = decode(data[at : at + size])
+                at += size
         if at != len(data):
             raise ValueError(f"{len(data)} bytes, not {at}")
     except (struct.error, TypeError, ValueError) as error:

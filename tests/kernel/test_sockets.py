@@ -30,7 +30,7 @@ class Reset:
 @pytest.mark.parametrize("times", [0, 1, 2])
 def test_a_reset_comes_before_the_last_word_or_is_the_end(times: int) -> None:
     word = b"word" if times < 2 else b""
-    assert sockets.receive_longest(Reset(times)).data == word  # type: ignore[arg-type]
+    assert sockets.receive_longest(Reset(times))[0] == word  # type: ignore[arg-type]
     answers: list[Any] = []
     for _ in range(2):  # until it is cleared
-        assert sockets.receive(Reset(times), answers).data == word  # type: ignore[arg-type]
+        assert sockets.receive(Reset(times), answers)[0] == word  # type: ignore[arg-type]
