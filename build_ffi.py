@@ -78,8 +78,9 @@ int posix_spawn_file_actions_init(void *actions);
 int posix_spawn_file_actions_destroy(void *actions);
 int posix_spawn_file_actions_adddup2(void *actions, int source, int target);
 
-/* execve(2), environ(7) */
+/* execve(2), environ(7), getenv(3) */
 extern char **environ;
+char *getenv(const char *name);
 int execve(const char *path, char *const argv[], char *const envp[]);
 
 /* statfs(2): only f_type, the first word, is read */

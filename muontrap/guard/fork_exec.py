@@ -15,7 +15,7 @@ import sys
 from muontrap.guard.spawn import NotStarted, StepFailed
 from muontrap.kernel import signals
 from muontrap.kernel.identity import drops_for_good
-from muontrap.kernel.process import Environ
+from muontrap.kernel.process import Environ, has_one_environ
 from muontrap.logic.wire import Failed
 
 TYPE_CHECKING = False
@@ -42,7 +42,7 @@ class ForkExec:
     """The guard's way for credentials alone; `NotStarted` where another has to be gone."""
 
     def __init__(self) -> None:
-        self._is_usable = drops_for_good()
+        self._is_usable = drops_for_good() and has_one_environ()
 
     def __call__(self, launch: Launch, assumed: Assumed) -> tuple[int, int | None]:
         """Start the command; return its pid, and None when `execve` is done.

@@ -172,6 +172,13 @@ class Environ:
         libc.environ = self._before
 
 
+def has_one_environ() -> bool:
+    """Tell whether what `Environ` sets is the C library's `environ`, and not a program's copy of it."""
+    name = b"MUONTRAP"
+    with Environ(Environments({}).strings({name: b""}, inherits=False)):
+        return bool(libc.getenv(name) != ffi.NULL)
+
+
 # Looked up here and not by a forked child, in which that takes longer.
 _execve = libc.execve
 

@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 
-from muontrap.kernel.process import Environ, Environments
+from muontrap.kernel.process import Environ, Environments, has_one_environ
 from muontrap.kernel.spawn import Spawner
 
 USUAL = {b"PATH": os.environb[b"PATH"], b"WORD": b"one"}
@@ -109,6 +109,7 @@ def test_environ_is_another_meanwhile() -> None:
     def variables() -> bytes:
         return subprocess.run(["/usr/bin/env"], stdout=subprocess.PIPE, check=True).stdout
 
+    assert has_one_environ()
     usual = variables()
     with Environ(ENVIRONMENTS.strings({b"A": b"b"}, inherits=False)):
         assert variables() == b"A=b\n"
