@@ -449,3 +449,38 @@ def test_reads_between_two_calls_change_nothing_of_newlines_and_characters(
             process.communicate(timeout=0.5)
         (tmp_path / "two").write_bytes(b"\n")
         assert process.communicate(timeout=BOUND)[0] == "a\nb\nd\né\n"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "options", "expected"),
+    [
+        ([b"abc\n", b"dx\r", b"\nz"], {"text": True}, "abc\nx\nz"),
+        ([b"abc", b"dx\303", b"\251z"], {"encoding": "utf-8"}, "abcx\u00e9z"),
+        ([b"abc", b"d\377\376q", b"z"], {"encoding": "ascii", "errors": "replace"}, "abc\ufffd\ufffdqz"),
+        ([b"\357\273\277abc", b"dx", b"z"], {"encoding": "utf-8-sig"}, "abcxz"),
+        ([b"\376\377\0a", b"\376\377\0d\0x", b"\0z"], {"encoding": "utf-16"}, "axz"),
+        ([b"a\377", b"dx", b"z"], {"encoding": "utf-8"}, b"a\377xz"),
+    ],
+    ids=["newline", "character", "replaced", "mark", "marks", "wrong"],
+)  # fmt: skip
+def test_each_piece_is_decoded_by_who_has_read_what_was_before(
+    tmp_path: Path, pieces: list[bytes], options: dict[str, Any], expected: str | bytes
+) -> None:
+    """The file object, where the user has read in between; what came before that, it never saw."""
+    for name in "one", "two":
+        os.mkfifo(tmp_path / name)
+    first, second, third = ("".join(f"\\{byte:03o}" for byte in piece) for piece in pieces)
+    line = f"printf '{first}'; read _ <one; printf '{second}'; read _ <two; printf '{third}'"
+    with Launcher(["sh", "-c", line], stdout=PIPE, cwd=tmp_path, **options).launch() as process:
+        assert process.stdout is not None
+        with pytest.raises(TimeoutExpired):
+            process.communicate(timeout=0.5)
+        (tmp_path / "one").write_bytes(b"\n")
+        assert process.stdout.read(1) == "d"
+        (tmp_path / "two").write_bytes(b"\n")
+        if isinstance(expected, str):
+            assert process.communicate(timeout=BOUND)[0] == expected
+        else:
+            with pytest.raises(UnicodeDecodeError) as caught:
+                process.communicate(timeout=BOUND)
+            assert caught.value.object == expected

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from arena import BOUND, Arena, wait_readable
-from hostlib import muontrap, say
+from hostlib import muontrap, open_fds, say
 
 import muontrap.host.exchange
 import muontrap.host.launcher
@@ -217,3 +218,39 @@ def test_channels_that_the_host_has_closed_are_not_used() -> None:
         os.close(fd)
     assert muontrap.run(["sh", "-c", "exit 3"]).returncode == 3
     assert muontrap.host.link._links.current is link
+
+
+@pytest.mark.filterwarnings("ignore:.*unclosed file|Exception ignored in")  # as `open` does then
+def test_a_descriptor_is_closed_once_whenever_the_making_of_its_file_is_interrupted() -> None:
+    """By both it and the launch: the second time the number may be another thread's."""
+    makers = {
+        function.__code__
+        for function in (muontrap.host.streams.Pipes.open_files, muontrap.host.streams._layers)
+    }
+    launcher = Launcher(["cat"], stdin=muontrap.PIPE, stdout=muontrap.PIPE, text=True)
+    launcher.launch().close()
+    before = open_fds()
+    steps, is_interrupted = 0, True
+    while is_interrupted:
+        left, is_interrupted = steps, False
+        steps += 1
+
+        def trace(frame: Any, event: str, _: object) -> Any:
+            nonlocal left, is_interrupted
+            frame.f_trace_opcodes = frame.f_code in makers
+            if event == "opcode":
+                if not left:
+                    is_interrupted = True
+                    raise KeyboardInterrupt
+                left -= 1
+            return trace if frame.f_trace_opcodes else None
+
+        sys.settrace(trace)
+        try:
+            launcher.launch().close()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+        assert set(open_fds()) == set(before), (steps, set(open_fds()) ^ set(before))
+    assert steps > 50

@@ -25,12 +25,13 @@ class Kept:
         take: takes bytes.
     """
 
-    _ahead = ""  # what the file object had decoded
     _text: str | None = None
 
     def __init__(self, command: Command, file: Any) -> None:
         self._command = command
         self._file = file
+        # What the file object had decoded; and what came before the user has read again, which it never saw.
+        self._before: tuple[str | bytes, ...] = ()
         self._data = io.BytesIO()
         self.take: Callable[[bytes], object] = self._data.write
 
@@ -39,16 +40,16 @@ class Kept:
         if not self._file or self._file.closed:
             return
         text, data = _read_ahead(self._file, is_text=self._command.is_text)
-        if self._data.tell():  # the user has read after what is here
-            self.take(self._encode(text))
-        else:
-            self._ahead += text
-        self.take(data)
+        if text or data:
+            self._before += tuple(filter(None, (self._data.getvalue(), text)))
+            self._data.seek(0)
+            self._data.truncate()
+            self.take(data)
 
     def so_far(self) -> bytes:
         """Return the bytes."""
         data = self._data.getvalue()  # which makes no copy, as long as it is the only one
-        return self._encode(self._ahead) + data if self._ahead else data
+        return b"".join(map(self._encoded, (*self._before, data))) if self._before else data
 
     def text(self, *, is_cut: bool) -> str:
         """Return the text, without a last character that may be cut.
@@ -57,29 +58,37 @@ class Kept:
             UnicodeError: it does not decode; mostly a `UnicodeDecodeError`, with the bytes in its `object`.
         """
         if self._text is None:
-            try:
-                self._text = self._ahead + self._decode(self._data.getvalue(), is_cut=is_cut)
-            except UnicodeDecodeError as error:
-                before = self._encode(self._ahead)
-                error.object = before + error.object
-                error.start += len(before)
-                error.end += len(before)
-                raise
+            texts: list[str] = []
+            pieces = (*self._before, self._data.getvalue())
+            for number, piece in enumerate(pieces, 1):
+                try:
+                    texts.append(self._decoded(piece, is_last=number == len(pieces), is_cut=is_cut))
+                except UnicodeDecodeError as error:
+                    before = b"".join(map(self._encoded, pieces[: number - 1]))
+                    error.object = b"".join([before, error.object, *map(self._encoded, pieces[number:])])
+                    error.start += len(before)
+                    error.end += len(before)
+                    raise
+            self._text = "".join(texts)
         return self._text
 
-    def _encode(self, text: str) -> bytes:
+    def _encoded(self, piece: str | bytes) -> bytes:
+        if isinstance(piece, bytes):
+            return piece
         encoding, errors = codec(self._command)
-        return text.encode(encoding, errors)[len("".encode(encoding)) :]  # without a byte order mark
+        return piece.encode(encoding, errors)[len("".encode(encoding)) :]  # without a byte order mark
 
-    def _decode(self, data: bytes, *, is_cut: bool) -> str:
-        if self._file and not self._file.closed:
-            text: str = with_methods(self._file.buffer, self._file.read, read=io.BytesIO(data).read)
+    def _decoded(self, piece: str | bytes, *, is_last: bool, is_cut: bool) -> str:
+        if isinstance(piece, str):
+            return piece
+        if is_last and self._file and not self._file.closed:
+            text: str = with_methods(self._file.buffer, self._file.read, read=io.BytesIO(piece).read)
             return text
         encoding, errors = codec(self._command)
-        if is_cut:
-            text = codecs.getincrementaldecoder(encoding)(errors).decode(data)
+        if is_cut or not is_last:
+            text = codecs.getincrementaldecoder(encoding)(errors).decode(piece)
         else:
-            text = data.decode(encoding, errors)
+            text = piece.decode(encoding, errors)
         return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

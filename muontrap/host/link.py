@@ -241,7 +241,8 @@ class Link:
                 # Above all targets, so that none is overwritten before it is copied.
                 moved.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10))
                 opened.append(moved[-1])
-            _execute(executable, argv, {**self.environment, MARKER: b"1"}, moved)
+            variables = {name: value for name, value in self.environment.items() if name}  # else EINVAL
+            _execute(executable, argv, {**variables, MARKER: b"1"}, moved)
         finally:
             for fd in opened:
                 os.close(fd)

@@ -42,8 +42,11 @@ class Pipes:
         """Make file objects, in text or binary as the command says, but for some targets."""
         for target, fd in self.fds.items():
             if target not in without:
-                for file in _layers(fd, "rb" if target else "wb", command):
-                    self.files[target] = file  # it owns the descriptor, also if the next one fails
+                # It owns the descriptor.  One step of Python: where a signal's handler raises between two, it
+                # would close that, and so would `close`.
+                self.files[target : target + 1] = map(io.FileIO, (fd,), ("rb" if target else "wb",))
+                for file in _layers(self.files[target], command):
+                    self.files[target] = file
 
     def fd(self, target: int) -> int | None:
         """Return a descriptor, None if it is not there, or closed: perhaps by the user, through its file."""
@@ -210,14 +213,12 @@ def with_methods(stream: Any, act: Callable[[], Any], **methods: Callable[..., A
             del own[name]
 
 
-def _layers(fd: int, mode: str, command: Command) -> Iterator[Any]:
-    """Yield file objects, each around that before; the last is what `open` returns."""
-    file: Any = io.FileIO(fd, mode)
-    yield file
+def _layers(file: Any, command: Command) -> Iterator[Any]:
+    """Yield file objects around a raw one, each around that before; the last is what `open` returns."""
     # A buffer of one line is for text alone, as in subprocess.
     size = io.DEFAULT_BUFFER_SIZE if command.bufsize in (-1, 1) else command.bufsize
     if size:
-        file = (io.BufferedReader if mode == "rb" else io.BufferedWriter)(file, size)
+        file = (io.BufferedReader if file.readable() else io.BufferedWriter)(file, size)
         yield file
     if command.is_text:
         yield io.TextIOWrapper(

@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from arena import BOUND, Arena
 from commands import argv
 from hostlib import Any, contextlib, hear, kind, muontrap, resource, say, subprocess, sys, threading, time
+
+from muontrap.kernel.process import Environ, Environments
 
 pytestmark = pytest.mark.slow
 
@@ -234,3 +237,12 @@ def test_unbuffered_text_reaches_the_command_at_once() -> None:
         assert process.stdout is not None
         process.stdin.write("x\n")
         assert process.stdout.readline() == "x\n"
+
+
+def test_a_host_with_a_variable_that_has_no_name() -> None:
+    """It starts a guard all the same."""
+    program = "import muontrap; print(muontrap.run(['env'], capture_output=True, check=True).stdout)"
+    variables = {b"": b"x", b"PYTHONPATH": os.fsencode(Path(muontrap.__file__).parents[1]), b"A": b"b"}
+    with Environ(Environments({}).strings(variables, inherits=False)):
+        said = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True).stdout
+    assert b"A=b" in said
