@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import struct
 from typing import Any
 
+import pytest
+
+from muontrap.containment.processes import Held
 from muontrap.guard.loop import Guard
+from muontrap.guard.transport import Request
 
 
 class Epoll:
@@ -45,3 +52,29 @@ def test_a_number_that_is_taken_again_gets_no_event_of_the_one_before() -> None:
     guard.run()
     assert calls == ["replaced", "new"], "once, by the second list"
     assert epoll.registered == [5, 6]
+
+
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_after_the_hosts_end_nothing_is_taken_over_a_channel(is_gone: bool) -> None:
+    """Whoever else has it, a child that C code has forked: a command would have no host."""
+    guard: Any = object.__new__(Guard)
+    guard._host, guard._host_gone = Held(os.getpid(), -1), is_gone
+    fed: list[Any] = []
+    guard._feed = lambda *arguments: fed.append(arguments[1:])
+    host, channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    reading, writing = os.pipe2(os.O_NONBLOCK)
+    with host, channel:
+        channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        host.sendmsg([b"launch"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", writing))])
+        os.close(writing)
+        guard._take_more(Request(channel))
+    if is_gone:
+        assert os.read(reading, 1) == b"", "its descriptors are closed"
+    else:
+        with pytest.raises(BlockingIOError):
+            os.read(reading, 1)
+    os.close(reading)
+    for data, (fd,) in fed:
+        assert data == b"launch"
+        os.close(fd)
+    assert len(fed) == (not is_gone)
