@@ -238,7 +238,7 @@ def test_a_descriptor_is_closed_once_whenever_the_making_of_its_file_is_interrup
         def trace(frame: Any, event: str, _: object) -> Any:
             nonlocal left, is_interrupted
             frame.f_trace_opcodes = frame.f_code in makers
-            if event == "opcode":
+            if event in ("line", "opcode"):  # 3.12.1 has just lines
                 if not left:
                     is_interrupted = True
                     raise KeyboardInterrupt
@@ -253,4 +253,4 @@ def test_a_descriptor_is_closed_once_whenever_the_making_of_its_file_is_interrup
         finally:
             sys.settrace(None)
         assert set(open_fds()) == set(before), (steps, set(open_fds()) ^ set(before))
-    assert steps > 50
+    assert steps > 10
