@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import pwd
 
 import pytest
 from children import run_python
+
+from muontrap.kernel import identity
 
 SHOW = """
 import os
@@ -63,3 +66,19 @@ except PermissionError as error:
 
 def test_the_groups_that_are_there_need_no_privilege() -> None:
     assert run_python(SHOW + "identity.set_groups(os.getgroups())\nprint(1)") == "1"
+
+
+@pytest.mark.parametrize("few", [0, 64])
+def test_groups_are_those_that_python_finds(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of who has more of them than there is room for at first."""
+    monkeypatch.setattr(identity, "_FEW", few)
+    for account in pwd.getpwall():
+        found = identity.groups_of(os.fsencode(account.pw_name), account.pw_gid)
+        assert found == os.getgrouplist(account.pw_name, account.pw_gid)
+
+
+def test_groups_that_are_too_many_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity, "_FEW", 0)
+    monkeypatch.setattr(identity, "_MOST", 0)
+    with pytest.raises(OSError, match=r"\(getgrouplist\): b'root'"):
+        identity.groups_of(b"root", 0)
