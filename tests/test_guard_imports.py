@@ -52,18 +52,8 @@ OWN = {
 }
 # Small, or C; then `os`, which an interpreter started with -S does not have yet, with what it needs.
 STANDARD = {
-    *(
-        "__future__",
-        "_cffi_backend",
-        "_functools",
-        "_posixsubprocess",
-        "_signal",
-        "_socket",
-        "_struct",
-        "errno",
-        "fcntl",
-    ),
-    *("gc", "itertools", "math", "mmap", "resource", "select", "struct", "time"),
+    *("__future__", "_cffi_backend", "_posixsubprocess", "_signal", "_socket", "_struct", "errno", "fcntl"),
+    *("_functools", "gc", "itertools", "math", "mmap", "resource", "select", "struct", "time"),
     *("_abc", "_collections_abc", "_stat", "abc", "genericpath", "os", "os.path", "posixpath", "stat"),
 }
 HEAVY = ("typing", "dataclasses", "enum", "re", "collections", "signal", "socket", "subprocess")

@@ -25,7 +25,7 @@ class Asker:
         The host then starts another guard.
         """
         try:
-            status = read_from(self._leader) if thread == self._host else self._status(thread)
+            status = self._status(thread)
             umask = parse_umask(status)
         except (*GONE, ProtocolError) as error:
             raise StepFailed(getattr(error, "errno", 0) or errno.ESRCH, "credentials") from error
@@ -37,4 +37,6 @@ class Asker:
         return umask
 
     def _status(self, thread: int) -> bytes:
+        if thread == self._host:
+            return read_from(self._leader)
         return read(f"/proc/{self._host}/task/{thread}/status")

@@ -309,7 +309,7 @@ class Command:
             involuntary_switches=involuntary,
             sent=list(map(float, chain.from_iterable(self._sent))),
             not_permitted=sorted(self.not_permitted)[:_MOST_PIDS],
-            unkillable=sorted(left - self.not_permitted.keys())[:_MOST_PIDS] if left else [],
+            unkillable=sorted(left - self.not_permitted.keys())[:_MOST_PIDS],
             cgroup=self.placed.readings().encode() if self.placed else b"",
         )
         if self.placed and self._escalation.state == "gone":

@@ -55,17 +55,15 @@ class Exchange:
         self._sinks: dict[int, Sink] = sinks or {}
         self._kept: dict[int, Kept] = {}  # by target: what has no sink, and is returned
         self._open: dict[int, Callable[[bytes], object]] = {}  # by descriptor: what takes the bytes
-        for target, fd in pipes.fds.items():
-            if not target:
+        for target in (1, 2):
+            if target not in pipes.fds:
                 continue
-            file = pipes.files[target]
-            if target in self._sinks:
-                take: Callable[[bytes], object] = self._sinks[target].take
-            else:
-                self._kept[target] = kept = Kept(command, file)
-                take = kept.take
-            if not (file and file.closed):
-                self._open[fd] = take
+            kept = None
+            if target not in self._sinks:
+                kept = self._kept[target] = Kept(command, pipes.files[target])
+            fd = pipes.fd(target)
+            if fd is not None:
+                self._open[fd] = kept.take if kept else self._sinks[target].take
         self._size = min(pipes.window, CHUNK) if sinks else CHUNK  # what is kept is handled when it is read
         if self._open and command.inactivity_timeout:
             self._patience = command.patience(time.monotonic())

@@ -111,8 +111,8 @@ class Status:
                 raise RuntimeError(
                     "this finalizer, or signal's handler, can't ask: it has interrupted who takes the answer"
                 )
-            if self.result is None and self._failure is None:
-                if self._channel.fileno() < 0:
+            if self.is_running:
+                if self.is_closed:
                     raise ValueError(f"command {self.pid} was closed before its end was known")
                 self._is_reading = True
                 try:

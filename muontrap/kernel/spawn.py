@@ -52,9 +52,7 @@ class Spawner:
             self._place(places)
         attributes = self._of_session if session else self._of_group
         arguments = c_strings(argv)
-        code = libc.posix_spawn(self._pid, path, self._actions, attributes, arguments[0], env[0])
-        if code:
-            raise OSError(code, os.strerror(code))
+        _check(libc.posix_spawn(self._pid, path, self._actions, attributes, arguments[0], env[0]))
         pid: int = self._pid[0]
         return pid
 

@@ -94,15 +94,7 @@ _REFUSED = {
 
 
 class Command:
-    """A checked, immutable description; attributes are the options by name, besides `args`, `argv`.
-
-    Attributes:
-        program: the file to execute.
-        is_text: whether streams are text, as `subprocess` decides it.
-    """
-
-    program: bytes
-    is_text: bool = False
+    """A checked, immutable description; attributes are the options by name, besides `args`, `argv`."""
 
     def __init__(self, args: Args, **options: Unpack[Options]) -> None:
         args = _items(args)
@@ -115,7 +107,6 @@ class Command:
                     _REFUSED.get(name) or f"unknown option {name!r}; there are {', '.join(_CHECKERS)}"
                 )
             values[name] = _CHECKERS[name][1](name, value)
-        values["program"] = values["argv"][0]
         if options:
             _check_together(values)
         self.__dict__.update(values)  # defaults are the class's: a supervisor has hundreds of these
@@ -138,6 +129,17 @@ class Command:
         """Whether there has to be one."""
         # What was not given has a default, and asks for nothing.
         return self.cgroup is True or any(map(vars(self).get, _FOR_CGROUPS))
+
+    @property
+    def program(self) -> bytes:
+        """The file to execute."""
+        program: bytes = self.argv[0] if self.executable is None else self.executable
+        return program
+
+    @property
+    def is_text(self) -> bool:
+        """Whether streams are text, as `subprocess` decides it."""
+        return bool(self.text or self.encoding or self.errors)
 
     def patience(self, now: float) -> Inactivity | None:
         """Return the deadline for its next output, if it has one."""
@@ -206,9 +208,6 @@ def _check_together(values: dict[str, Any]) -> None:
         raise ValueError("cgroup_base and cgroup_path may not both be given")
     if given("foreground") and given("start_new_session", True):
         raise ValueError("foreground=True needs start_new_session=False: a new session has no terminal")
-    if given("executable") is not None:
-        values["program"] = values["executable"]
-    values["is_text"] = bool(given("text") or given("encoding") or given("errors"))
     if given("extra_groups") is None and given("group") is not None and given("user") is None:
         values["extra_groups"] = ()
 
