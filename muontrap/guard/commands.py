@@ -8,7 +8,6 @@ import time
 from itertools import chain
 
 from muontrap.containment.processes import Held, is_same, living, send, start_of, stat
-from muontrap.guard import transport
 from muontrap.kernel import signals
 from muontrap.kernel.process import is_dead
 from muontrap.logic.escalation import KILL_MODES, Escalation
@@ -16,11 +15,11 @@ from muontrap.logic.wire import Ended, Ping, Pong, Record, Signal, Started, Stop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import _socket
     from collections.abc import Iterable, Mapping
 
     from muontrap.guard.family import Family
     from muontrap.guard.placement import Placed
+    from muontrap.guard.transport import Channel
     from muontrap.logic.wire import Launch
 
 # Deaths wake the guard by SIGCHLD; who is not its child is looked for again after 1 ms, 2 ms, ...
@@ -60,7 +59,7 @@ class Command:
         self,
         number: int,
         launch: Launch,
-        channel: _socket.socket,
+        channel: Channel,
         main: Held,
         family: Family,
         placed: Placed | None,
@@ -71,7 +70,7 @@ class Command:
         self.main: Held = main
         self.launched: float = began
         self.placed: Placed | None = placed
-        self.channel: _socket.socket = channel
+        self.channel: Channel = channel
         self._family = family
         self.announces: bool = bool(launch.announce)
         self._stop_signal = launch.stop_signal
@@ -193,7 +192,7 @@ class Command:
 
     def tell(self, record: Record, fds: list[int] | None = None) -> None:
         """Send a record to the host, which may be gone, or not reading."""
-        transport.send(self.channel, record, fds or ())
+        self.channel.tell(record, fds or ())
 
     def _perform(self, action: str, now: float) -> None:
         if action == "kill-all":

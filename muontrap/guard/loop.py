@@ -185,60 +185,77 @@ class Guard:
             data, fds, sender = sockets.receive_longest(self._requests)
         except (BlockingIOError, sockets.Truncated):
             return  # the host sees its channel closed by a guard that is alive
-        if not data:
+        if sender is None:
             self._host_died()
         elif not fds or sender != self._host.pid:
-            sockets.close(fds)  # a child that the host forked without Python's knowing
+            sockets.close(fds)  # a child's that the host forked without Python's knowing
         else:
-            channel = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fileno=fds[0])
-            self._feed(transport.Request(channel), data, fds[1:])
+            sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fileno=fds[0])
+            channel = transport.Channel(sock)
+            self._listen(channel.fd, partial(self._hear, channel))
+            self._feed(channel, data, fds[1:])
 
-    def _take_more(self, request: transport.Request) -> None:
-        """Take what comes over a channel on which no command is running."""
+    def _hear(self, channel: transport.Channel) -> None:
+        """Take a packet that comes over a channel; no data mean that the host has let go of it."""
+        command = channel.command
         try:
-            data, fds, sender = sockets.receive_longest(request.channel)
+            data, fds, sender = sockets.receive_longest(channel.socket)
         except BlockingIOError:
             return
         except sockets.Truncated:
-            self._refuse(request, StepFailed(errno.EMFILE, "descriptors"))
+            if command is None:
+                self._refuse(channel, StepFailed(errno.EMFILE, "descriptors"))
             return
-        if not data:
-            self._drop(request)
-        elif sender == self._host.pid and not self._host_gone:
-            self._feed(request, data, fds)
-        else:
+        if sender not in (None, self._host.pid):
+            sockets.close(fds)  # as above
+        elif command:
             sockets.close(fds)
+            if not data:
+                channel.is_open = False
+                self._ignore(channel.fd)
+            self._busy[command.number] = command
+            try:
+                command.hear(data, time.monotonic())
+            except ProtocolError:
+                return
+        elif not data:
+            self._drop(channel)
+        elif self._host_gone:
+            sockets.close(fds)
+        else:
+            self._feed(channel, data, fds)
 
-    def _feed(self, request: transport.Request, data: bytes, fds: Sequence[int]) -> None:
+    def _feed(self, channel: transport.Channel, data: bytes, fds: Sequence[int]) -> None:
+        request = channel.request
         try:
             request.take(data, fds)
         except ProtocolError:
-            self._refuse(request, StepFailed(errno.EPROTO, "request"))
+            self._refuse(channel, StepFailed(errno.EPROTO, "request"))
             return
         if request.launch is None:
-            self._listen(request.channel.fileno(), partial(self._take_more, request))
             return
+        channel.request = transport.Request()
         try:
             umask = self._asker.umask(request.launch.thread)
             if request.launch.umask < 0:
                 request.launch.umask = umask
-            self._launch(request.launch, request)
+            self._launch(request.launch, request, channel)
         except StepFailed as failure:
-            self._refuse(request, failure)
+            self._refuse(channel, failure)
         finally:
             request.close()
 
-    def _refuse(self, request: transport.Request, failure: StepFailed) -> None:
+    def _refuse(self, channel: transport.Channel, failure: StepFailed) -> None:
         path = os.fsencode(failure.path)
-        transport.send(request.channel, Failed(errno=failure.code, step=failure.step.encode(), path=path))
-        self._drop(request)
+        channel.tell(Failed(errno=failure.code, step=failure.step.encode(), path=path))
+        self._drop(channel)
 
-    def _drop(self, request: transport.Request) -> None:
-        self._ignore(request.channel.fileno())
-        request.channel.close()
-        request.close()
+    def _drop(self, channel: transport.Channel) -> None:
+        self._ignore(channel.fd)
+        channel.socket.close()
+        channel.request.close()
 
-    def _launch(self, launch: Launch, request: transport.Request) -> None:
+    def _launch(self, launch: Launch, request: transport.Request, channel: transport.Channel) -> None:
         if self._boosted:
             restore_priority()
             self._boosted = False
@@ -256,8 +273,7 @@ class Guard:
             raise
         self._last_number = number
         self._family.add(number, main, placed.group if placed else None)
-        channel = request.channel  # for the handlers, which are not to hold the request's environment
-        command = Command(number, launch, channel, main, self._family, placed, began=began)
+        channel.command = command = Command(number, launch, channel, main, self._family, placed, began=began)
         command.errors = pipe
         self._commands[number] = command
         if command.in_hosts_session:
@@ -272,7 +288,6 @@ class Guard:
             self._executed(command)
         if not command.is_gone:
             self._listen(main.fd, partial(self._main_exited, command))
-            self._listen(channel.fileno(), partial(self._hear, command, channel))
             if placed and placed.oom_kills:
                 self._listen(placed.oom_kills.fd, partial(self._out_of_memory, command))
 
@@ -364,33 +379,11 @@ class Guard:
             self._ignore(command.main.fd)
             self._busy[command.number] = command
 
-    def _hear(self, command: Command, channel: _socket.socket) -> None:
-        try:
-            data, fds, sender = sockets.receive_longest(channel)
-            sockets.close(fds)
-            if data and sender != self._host.pid:
-                return  # a child that the host forked without Python's knowing
-            self._busy[command.number] = command
-            command.hear(data, time.monotonic())
-        except (BlockingIOError, sockets.Truncated, ProtocolError):
-            return
-        if not data:
-            self._ignore(channel.fileno())
-
-    def _await_next(self, command: Command) -> None:
-        """Wait for another launch on the channel of one that is gone, if the host still has it."""
-        channel = command.channel
-        fd = channel.fileno()
-        if command.announces or not (fd in self._handlers or fd in self._new_handlers):
-            self._ignore(fd)
-            channel.close()
-        else:
-            request = transport.Request(channel)
-            self._listen(fd, partial(self._take_more, request))
-
     def _forget(self, command: Command) -> None:
         self._ignore(command.main.fd)
-        self._await_next(command)
+        command.channel.command = None
+        if command.announces or not command.channel.is_open:
+            self._drop(command.channel)
         if command.terminal:
             os.close(command.terminal[0])
         if command.placed:

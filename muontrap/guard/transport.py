@@ -14,6 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from muontrap.guard.commands import Command
     from muontrap.logic.wire import Record
 
 
@@ -30,9 +31,7 @@ def send(sock: _socket.socket, record: Record, fds: Sequence[int] = ()) -> None:
 
 
 class Request(Assembly):
-    """A launch on its way in: packets until the record and its descriptors are complete.
-
-    It owns these descriptors; on `channel` the host waits for the answer.
+    """A launch on its way in: packets until the record and its descriptors, which it owns, are complete.
 
     Attributes:
         launch: the whole record, None until it is there.
@@ -45,9 +44,6 @@ class Request(Assembly):
     directory: int
     sources: Sequence[int]
     placement: Placement | None = None
-
-    def __init__(self, channel: _socket.socket) -> None:
-        self.channel: _socket.socket = channel
 
     def take(self, data: bytes, fds: Sequence[int]) -> None:
         """Take a packet; `launch` is there after the last. Raises `ProtocolError`."""
@@ -74,6 +70,27 @@ class Request(Assembly):
         """Close the descriptors."""
         close(self.fds)
         self.fds: Sequence[int] = ()
+
+
+class Channel:
+    """One of the host's: over it come a launch, and what is to be done with its command; then the next.
+
+    Attributes:
+        request: the launch that comes, or may.
+        command: the one that runs, None while a launch is waited for.
+        is_open: whether the host still has its end, as far as is known.
+    """
+
+    def __init__(self, sock: _socket.socket) -> None:
+        self.socket: _socket.socket = sock
+        self.fd: int = sock.fileno()
+        self.request: Request = Request()
+        self.command: Command | None = None
+        self.is_open: bool = True
+
+    def tell(self, record: Record, fds: Sequence[int] = ()) -> None:
+        """Send a record to the host."""
+        send(self.socket, record, fds)
 
 
 def _placement(data: bytes) -> Placement:

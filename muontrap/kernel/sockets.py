@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     # Of recvmsg(2): data; (level, kind, content) of what came with them; flags; address.
     Answer = tuple[bytes, list[tuple[int, int, bytes]], int, Any]
-    # Data, descriptors, and the sender's pid where the socket asks for it.
+    # Data, descriptors, and the sender's pid where the socket asks for it; None at the end of file.
     Packet = tuple[bytes, Sequence[int], int | None]
 
 # SCM_MAX_FD descriptors and the sender's credentials; or one descriptor.
@@ -50,7 +50,7 @@ def receive_longest(sock: _socket.socket) -> Packet:
             size, ancillary, flags, _ = sock.recvmsg_into((_longest,), _MOST_ANCILLARY, _FLAGS)
         except ConnectionResetError:
             size, ancillary, flags = 0, [], 0
-        if size or is_last:
+        if size or ancillary or is_last:
             break
     return bytes(memoryview(_longest)[:size]), *_contents(ancillary, flags)
 

@@ -11,7 +11,7 @@ import pytest
 
 from muontrap.containment.processes import Held
 from muontrap.guard.loop import Guard
-from muontrap.guard.transport import Request
+from muontrap.guard.transport import Channel
 
 
 class Epoll:
@@ -67,7 +67,7 @@ def test_after_the_hosts_end_nothing_is_taken_over_a_channel(is_gone: bool) -> N
         channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         host.sendmsg([b"launch"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", writing))])
         os.close(writing)
-        guard._take_more(Request(channel))
+        guard._hear(Channel(channel))
     if is_gone:
         assert os.read(reading, 1) == b"", "its descriptors are closed"
     else:
@@ -78,3 +78,28 @@ def test_after_the_hosts_end_nothing_is_taken_over_a_channel(is_gone: bool) -> N
         assert data == b"launch"
         os.close(fd)
     assert len(fed) == (not is_gone)
+
+
+@pytest.mark.parametrize("way", ["requests", "channel"])
+def test_an_empty_packet_of_a_child_that_c_code_has_forked_is_no_end_of_the_host(way: str) -> None:
+    """It has no data, as the end of file; and its descriptors are closed."""
+    guard: Any = object.__new__(Guard)
+    guard._host, guard._host_gone = Held(os.getpid(), -1), False
+    host, guards = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    reading, writing = os.pipe2(os.O_NONBLOCK)
+    with host, guards:
+        guards.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        if os.fork() == 0:
+            host.sendmsg([b""], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", writing))])
+            os._exit(0)
+        os.wait()
+        os.close(writing)
+        if way == "requests":
+            guard._requests = guards
+            guard._take_requests()
+        else:
+            guard._hear(Channel(guards))
+        assert host.send(b"the socket is open")
+        assert not guard._host_gone
+    assert os.read(reading, 1) == b"", "its descriptors are closed"
+    os.close(reading)
