@@ -350,6 +350,22 @@ def test_text_without_a_byte_order_mark(encoding: str) -> None:
     ours = muontrap.run(line, capture_output=True, encoding=encoding).stdout
     theirs = subprocess.run(line, capture_output=True, encoding=encoding, check=True).stdout
     assert ours == theirs
+    with Launcher(line, stdout=PIPE, encoding=encoding).launch() as process:
+        assert process.communicate()[0] == theirs
+
+
+def test_a_byte_order_mark_that_is_cut_is_no_mark() -> None:
+    launcher = Launcher(["printf", r"\357\273"], stdout=PIPE, encoding="utf-8-sig", errors="replace")
+    with launcher.launch() as process:
+        assert process.communicate()[0] == launcher.run().stdout == "\ufffd"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_no_input_has_no_byte_order_mark(encoding: str) -> None:
+    line = ["sh", "-c", f"test $(wc -c) = 0 && printf ok | iconv -t {encoding.removesuffix('-sig')}"]
+    assert muontrap.run(line, input="", stdout=PIPE, encoding=encoding).stdout == "ok"
+    with Launcher(["true"], stdout=PIPE, encoding=encoding).launch() as process:
+        assert process.communicate("")[0] == ""
 
 
 def test_a_result_comes_with_what_was_cut_and_does_not_decode() -> None:
@@ -459,9 +475,10 @@ def test_reads_between_two_calls_change_nothing_of_newlines_and_characters(
         ([b"abc", b"d\377\376q", b"z"], {"encoding": "ascii", "errors": "replace"}, "abc\ufffd\ufffdqz"),
         ([b"\357\273\277abc", b"dx", b"z"], {"encoding": "utf-8-sig"}, "abcxz"),
         ([b"\376\377\0a", b"\376\377\0d\0x", b"\0z"], {"encoding": "utf-16"}, "axz"),
+        ([b"\376\377\0a", b"\376\377\0d", b"\0z"], {"encoding": "utf-16"}, "az"),
         ([b"a\377", b"dx", b"z"], {"encoding": "utf-8"}, b"a\377xz"),
     ],
-    ids=["newline", "character", "replaced", "mark", "marks", "wrong"],
+    ids=["newline", "character", "replaced", "mark", "marks", "nothing-ahead", "wrong"],
 )  # fmt: skip
 def test_each_piece_is_decoded_by_who_has_read_what_was_before(
     tmp_path: Path, pieces: list[bytes], options: dict[str, Any], expected: str | bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -229,6 +230,7 @@ def test_a_descriptor_is_closed_once_whenever_the_making_of_its_file_is_interrup
     }
     launcher = Launcher(["cat"], stdin=muontrap.PIPE, stdout=muontrap.PIPE, text=True)
     launcher.launch().close()
+    gc.collect()  # guards of other tests
     before = open_fds()
     steps, is_interrupted = 0, True
     while is_interrupted:

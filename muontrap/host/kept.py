@@ -30,6 +30,7 @@ class Kept:
     def __init__(self, command: Command, file: Any) -> None:
         self._command = command
         self._file = file
+        self._reads = 0  # of the file object, when it was asked what it has read
         # What the file object had decoded; and what came before the user has read again, which it never saw.
         self._before: tuple[str | bytes, ...] = ()
         self._data = io.BytesIO()
@@ -40,7 +41,9 @@ class Kept:
         if not self._file or self._file.closed:
             return
         text, data = _read_ahead(self._file, is_text=self._command.is_text)
-        if text or data:
+        reads = _raw(self._file).reads
+        if reads != self._reads:
+            self._reads = reads
             self._before += tuple(filter(None, (self._data.getvalue(), text)))
             self._data.seek(0)
             self._data.truncate()
@@ -81,7 +84,7 @@ class Kept:
     def _decoded(self, piece: str | bytes, *, is_last: bool, is_cut: bool) -> str:
         if isinstance(piece, str):
             return piece
-        if is_last and self._file and not self._file.closed:
+        if is_last and self._reads and not self._file.closed:
             text: str = with_methods(self._file.buffer, self._file.read, read=io.BytesIO(piece).read)
             return text
         encoding, errors = codec(self._command)
@@ -90,6 +93,12 @@ class Kept:
         else:
             text = piece.decode(encoding, errors)
         return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _raw(file: Any) -> Any:
+    """Return the `Raw` below a file object."""
+    buffer = getattr(file, "buffer", file)
+    return getattr(buffer, "raw", buffer)
 
 
 class _NothingNew(Exception):

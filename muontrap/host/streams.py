@@ -24,6 +24,27 @@ CHUNK = 65536
 _MOST_BUFFERED = 2**20
 
 
+class Raw(io.FileIO):
+    """A pipe below a file object, which counts how often it is read."""
+
+    reads: int = 0
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Count, and read."""
+        self.reads += 1
+        return super().readinto(buffer)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Count, and read."""
+        self.reads += 1
+        return super().read(size)
+
+    def readall(self) -> bytes:
+        """Count, and read."""
+        self.reads += 1
+        return super().readall()
+
+
 class Pipes:
     """The host's ends: descriptors, and file objects for a user who asked for a `Process`.
 
@@ -44,7 +65,7 @@ class Pipes:
             if target not in without:
                 # It owns the descriptor.  One step of Python: where a signal's handler raises between two, it
                 # would close that, and so would `close`.
-                self.files[target : target + 1] = map(io.FileIO, (fd,), ("rb" if target else "wb",))
+                self.files[target : target + 1] = map(Raw, (fd,), ("rb" if target else "wb",))
                 for file in _layers(self.files[target], command):
                     self.files[target] = file
 
@@ -183,7 +204,7 @@ def encoded(command: Command, data: Any) -> memoryview:
     if command.is_text:
         if not isinstance(data, str):
             raise TypeError(f"input must be str, not {data!r}")
-        data = data.encode(*codec(command))
+        data = data.encode(*codec(command)) if data else b""  # without a byte order mark
     elif not isinstance(data, (bytes, bytearray, memoryview)):
         raise TypeError(f"input must be bytes, not {data!r}")
     return memoryview(data).cast("B")
