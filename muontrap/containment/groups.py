@@ -11,7 +11,7 @@ import fcntl
 import os
 import select
 
-from muontrap.containment.processes import Held, Pack, send
+from muontrap.containment.processes import NO_MORE, Held, Pack, send
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -87,16 +87,18 @@ class Directory:
         for folder in self._folders():
             try:
                 found.update(map(int, _read(f"{folder}/{_PROCS}").split()))
-            except OSError:
-                pass  # removed, or threaded: then its processes are listed in the group above
+            except OSError as error:
+                if error.errno in NO_MORE:
+                    raise
+                # It is removed, or threaded: then its processes are listed in the group above.
         return found
 
     def is_in_use(self) -> bool:
-        """Tell whether there is a process in it or below."""
+        """Tell whether there is a process in it or below, or there may be, for it can't be read now."""
         try:
             return b"populated 1" in _read(f"{self.path}/cgroup.events")
-        except OSError:
-            return bool(self.pids())  # v1
+        except OSError as error:
+            return error.errno in NO_MORE or bool(self.pids())  # v1
 
     def strike(self) -> None:
         """Kill what is in it, where the kernel can do that, else let nothing fork until it is thawed."""
@@ -187,14 +189,16 @@ class Group:
         found: set[int] = set()
         return found.union(*(directory.pids() for directory in self._directories))
 
-    def members(self) -> list[Held]:
-        """Return the processes that are in any of them, opened."""
-        opened = [held for pid in self.pids() if (held := Held.open(pid))]
-        pids = self.pids()  # again, for now none can become another's any more
-        for held in opened:
-            if held.pid not in pids:
-                held.close()
-        return [held for held in opened if held.pid in pids]
+    def members(self) -> Iterator[Held]:
+        """Yield the processes that are in any of them, opened."""
+        with Pack() as opened:
+            opened.take(map(Held.open, self.pids()))
+            pids = self.pids()  # again, for now none can become another's any more
+            members = [held for held in opened if held.pid in pids]
+            opened[:] = [held for held in opened if held.pid not in pids]
+            yield from members
+            if not opened.is_whole:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     def is_in_use(self) -> bool:
         """Tell whether a process is in any of them."""
@@ -301,7 +305,8 @@ def _remove_abandoned(group: Group, *, kept: bool) -> None:
                 return
             if not kept:
                 group.strike()
-                with Pack(group.members()) as members:
+                with Pack() as members:
+                    members.take(group.members())
                     send(members, _SIGKILL)
                 group.release()
                 select.poll().poll(_PAUSE_MS)
@@ -332,7 +337,7 @@ def write_file(path: str, value: str) -> None:
     """Write to a file of a cgroup, in one piece; `OSError` names it."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        os.write(fd, value.encode())
+        os.write(fd, os.fsencode(value))
     except OSError as error:
         raise OSError(error.errno, error.strerror, path) from None
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+from _functools import partial  # type: ignore[import-not-found]  # `functools` itself imports much more
 
 from muontrap.errors import ProtocolError
 from muontrap.kernel.process import pidfd_open_if_there, pidfd_send_signal
@@ -12,12 +13,16 @@ from muontrap.logic.procfs import parse_children, parse_stat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Container, Iterable, Iterator
 
 # What a file below /proc/PID says when its process has gone, on opening or on reading; and where hidepid=1
 # hides one of another user, which is found as long as its parent is not: then it is the guard's child.
 GONE = (FileNotFoundError, ProcessLookupError, PermissionError)
 _READ_SIZE = 8192
+# This process can have no more descriptors, or no process can.
+NO_MORE = (errno.EMFILE, errno.ENFILE)
+# For who looks at those that are held: a file of /proc, and one more.
+_SPARE = 2
 _HAS_CHILDREN_FILE = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
 
 
@@ -36,6 +41,20 @@ class Held:
         fd = pidfd_open_if_there(pid)
         return None if fd is None else cls(pid, fd)
 
+    @classmethod
+    def open_if(cls, pid: int, is_meant: Callable[[], bool]) -> Held | None:
+        """Return process `pid` if it is the one that is meant now, when the pid can't become another's."""
+        held = cls.open(pid)
+        if held:
+            try:
+                if is_meant():
+                    return held
+            except BaseException:
+                held.close()
+                raise
+            held.close()
+        return None
+
     def is_unreaped(self) -> bool:
         """Tell whether its pid is still its own."""
         try:
@@ -49,14 +68,45 @@ class Held:
 
 
 class Pack(list[Held]):
-    """Processes held together, and let go of together."""
+    """Processes held together, and let go of together.
+
+    Attributes:
+        is_whole: whether these are all that were looked for, and not just as many as there are descriptors
+            for: when they are dead, and closed, the next look finds more.
+    """
+
+    is_whole: bool = True
+
+    def take(self, opened: Iterable[Held | None], known: Container[int] = ()) -> None:
+        """Take in what an iterator opens, but for what is here already, and the pids that are known."""
+        here = {held.pid for held in self}
+        try:
+            for held in opened:
+                if held is None:
+                    continue
+                if held.pid in here or held.pid in known:
+                    held.close()
+                else:
+                    here.add(held.pid)
+                    self.append(held)
+        except OSError as error:
+            if error.errno not in NO_MORE:
+                raise
+            self.is_whole = False
+            for held in self[-_SPARE:]:
+                held.close()
+            del self[-_SPARE:]
+
+    def close(self) -> None:
+        """Let go of all."""
+        for held in self:
+            held.close()
 
     def __enter__(self) -> Pack:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for held in self:
-            held.close()
+        self.close()
 
 
 def read(path: str) -> bytes:
@@ -142,33 +192,26 @@ def read_children(fd: int) -> list[int]:
     return parse_children(text)
 
 
-def descendants(roots: Iterable[Held]) -> list[Held]:
-    """Return what hangs below the roots, opened; without them.
+def descendants(roots: Iterable[Held]) -> Iterator[Held]:
+    """Yield what hangs below the roots, opened; without them.
 
     A pid from a list of children may be another's by the time it is opened: it counts only if it
     is then a child of a parent that has not been reaped.  Otherwise it was adopted meanwhile, and
-    the next pass finds it.  Out of descriptors, it returns what it has: the next pass finds more.
+    the next pass finds it.
     """
-    found: list[Held] = []
     parents = list(roots)
     while parents:
         parent = parents.pop()
         for pid in children(parent.pid):
-            try:
-                child = Held.open(pid)
-            except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE) and found:
-                    return found
-                raise
-            if child is None:
-                continue
-            seen = stat(pid)
-            if seen and seen[1] == parent.pid and parent.is_unreaped():
-                found.append(child)
+            child = Held.open_if(pid, partial(_is_child, pid, parent))
+            if child:
+                yield child
                 parents.append(child)
-            else:
-                child.close()
-    return found
+
+
+def _is_child(pid: int, parent: Held) -> bool:
+    seen = stat(pid)
+    return seen is not None and seen[1] == parent.pid and parent.is_unreaped()
 
 
 def send(found: Iterable[Held], *signums: int) -> list[int]:

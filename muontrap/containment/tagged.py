@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
+from _functools import partial  # type: ignore[import-not-found]  # `functools` itself imports much more
 
 from muontrap.containment.processes import GONE, Held, Pack, descendants, living, pids, read, send
 from muontrap.kernel.process import RLIM_INFINITY, RLIMIT_LOCKS, get_limit, get_soft_limit, set_limit
 from muontrap.logic.procfs import parse_soft_limit
 from muontrap.logic.tags import NARROW, WIDE, Format
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _SIGKILL = 9
 
@@ -53,25 +59,15 @@ class TagReader:
             return None
         return None if value == RLIM_INFINITY else self.format.decode(value)
 
-    def scan(self, guard: int, number: int | None = None) -> list[Held]:
-        """Return, opened, all processes that carry the tag of this guard (and command)."""
-        if self.format is None:
-            return []
-        return self.open([pid for pid in pids() if self._matches(pid, guard, number)], guard, number)
-
-    def open(self, found_before: list[int], guard: int, number: int | None) -> list[Held]:
-        """Return, opened, those that still are processes with that tag."""
-        found = []
-        for pid in found_before:
-            held = Held.open(pid)
-            if held is None:
-                continue
-            # Again, for now the pid can't become another's any more.
+    def all(self, guard: int, number: int | None = None) -> Iterator[Held | None]:
+        """Yield, opened, all processes that carry the tag of this guard (and command)."""
+        for pid in pids() if self.format else ():
             if self._matches(pid, guard, number):
-                found.append(held)
-            else:
-                held.close()
-        return found
+                yield self.still(pid, guard, number)
+
+    def still(self, pid: int, guard: int, number: int | None) -> Held | None:
+        """Return, opened, a process that was found before, if it still is one with that tag."""
+        return Held.open_if(pid, partial(self._matches, pid, guard, number))
 
     def numbers(self, guard: int) -> dict[int, list[int]]:
         """Return the numbers of this guard's commands that any process carries, with the pids."""
@@ -103,17 +99,25 @@ def kill_guardless(reader: TagReader, guard: int, bound: float) -> tuple[int, ..
 
     Returns:
         The pids that could not be killed; normally none.
+
+    Raises:
+        OSError: there are too few descriptors to see whether anything is left.
     """
     deadline = time.monotonic() + bound
     known_dead: set[int] = set()
     while True:
-        roots = reader.scan(guard)
-        with Pack(roots + descendants(roots)) as found:
+        with Pack() as found:
+            found.take(reader.all(guard))
+            found.take(descendants(found))
             alive = living(found)
             send(found, _SIGKILL)
             # One that was alive when /proc was listed may have forked and died since.
             dead = {held.pid for held in found}.difference(alive)
-            if (not alive and dead <= known_dead) or time.monotonic() > deadline:
-                return tuple(alive)
+            if found.is_whole and not alive and dead <= known_dead:
+                return ()
+            if time.monotonic() > deadline:
+                if alive or found.is_whole:
+                    return tuple(alive)
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             known_dead = dead
-            living(found, 0.01 if alive else 0)
+            living(found, 0.01 if alive or not found.is_whole else 0)

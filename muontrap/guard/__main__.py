@@ -11,6 +11,7 @@ import _socket
 import gc
 import mmap
 import os
+import resource
 import struct
 import sys
 
@@ -57,6 +58,8 @@ def main(host_pid: int, thread: int, check_privileges: bool) -> None:
     reader = TagReader(usable_format())
     guard_id = choose_id(reader)
     shared = Shared()
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files[1], files[1]))
     # Read when the guard has died; when it is full, the next guard removes what the watch does not.
     places, tell = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     watch_pid = os.getpid()
@@ -86,6 +89,7 @@ def main(host_pid: int, thread: int, check_privileges: bool) -> None:
         note_grace=shared.note,
         asker=Asker(host_pid, thread, check_privileges=check_privileges),
         environment=variables,
+        files=files,
         placer=Placer(lambda directory: note(tell, directory)),
     )
     guard.greet()

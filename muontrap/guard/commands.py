@@ -245,7 +245,7 @@ class Command:
             if alive | dead != self._seen or not all(map(_is_stuck, alive)):
                 self._escalation.progress(now)
             self._alive, self._seen = frozenset(alive), frozenset(alive | dead)
-            if alive:
+            if alive or not found.is_whole:
                 return
             if dead <= known_dead:
                 self._perform(self._escalation.fire("empty", now), now)
@@ -341,6 +341,10 @@ class Command:
 
 
 def _is_stuck(pid: int) -> bool:
-    """Tell whether SIGKILL can't reach a process now; one that just gets no CPU will die of it yet."""
+    """Tell whether SIGKILL does not end a process; one that just gets no CPU (R) will die of it yet.
+
+    In D it does not reach it; one that sleeps on, which else it would wake up, is a namespace's init, or
+    a thread of the kernel, that was moved into the command's cgroup.
+    """
     seen = stat(pid)
-    return seen is not None and seen[0] in "DZ"
+    return seen is not None and seen[0] != "R"

@@ -24,7 +24,7 @@ from muontrap.logic.procfs import parse_last_pid
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from muontrap.containment.groups import Group
     from muontrap.containment.tagged import TagReader
@@ -171,22 +171,16 @@ class Family:
         main, group = self.mains[number], self._groups.get(number)
         main_is_dead = is_dead(main.fd)
         self._adopt()
-        roots = [held for pid in self._heirs(number) if (held := Held.open(pid))]
-        if not main_is_dead and (held := Held.open(main.pid)):
-            roots.append(held)
-        strike(roots)
-        found = roots + descendants(roots)
-        seen = {held.pid for held in found}
-        if main_is_dead:
-            seen.add(main.pid)  # known to be so before the list was made: no reason for another
-        tagged = self._tagged(number) if main_is_dead else self._reader.scan(self._guard_id, number)
-        for held in tagged + (group.members() if group else []):
-            if held.pid in seen:
-                held.close()
-            else:
-                seen.add(held.pid)
-                found.append(held)
-        return Pack(found)
+        roots = self._heirs(number) + ([] if main_is_dead else [main.pid])
+        found = Pack()
+        found.take(map(Held.open, roots))
+        strike(found)
+        found.take(descendants(found))
+        known = (main.pid,) if main_is_dead else ()  # so before a list was made: no reason for another
+        found.take(self._tagged(number) if main_is_dead else self._reader.all(self._guard_id, number), known)
+        if group:
+            found.take(group.members(), known)
+        return found
 
     def is_better_at(self, number: int, now: float) -> float:
         """Return when to look for what an ended command has left: now, unless others just were looked for.
@@ -204,8 +198,8 @@ class Family:
             if not (orphan.spared or orphan.refused) and self._claimants(orphan) <= {number}
         ]
 
-    def _tagged(self, number: int) -> list[Held]:
-        """Return what carries the tag of a command whose main process has died.
+    def _tagged(self, number: int) -> Iterator[Held | None]:
+        """Yield what carries the tag of a command whose main process has died.
 
         Commands that end together share one look at all processes of the machine: for each, it is a
         proof as long as its main process was dead before.
@@ -218,7 +212,8 @@ class Family:
             self._listed.update((each, found.get(each, [])) for each in dead)
             ended = time.monotonic()
             self._rests_until = ended + min(ended - began, _LONGEST_REST)
-        return self._reader.open(self._listed.pop(number, []), self._guard_id, number)
+        for pid in self._listed.pop(number, []):
+            yield self._reader.still(pid, self._guard_id, number)
 
     def _adopt(self) -> None:
         """Take in children that are new.  The list is exact: only this thread reaps."""

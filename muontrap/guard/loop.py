@@ -19,7 +19,7 @@ from muontrap.guard.commands import Command
 from muontrap.guard.family import Family
 from muontrap.guard.fork_exec import ForkExec, failure
 from muontrap.guard.priority import raise_priority, restore_priority
-from muontrap.guard.spawn import Assumed, NotStarted, StepFailed, spawn
+from muontrap.guard.spawn import Assumed, NotStarted, Reserve, StepFailed, spawn
 from muontrap.kernel import process, signals, sockets
 from muontrap.kernel.spawn import Spawner
 from muontrap.logic.wire import Failed, Hello, decode
@@ -53,6 +53,7 @@ class Guard:
         note_grace: Callable[[float], None],
         asker: Asker,
         environment: dict[bytes, bytes],
+        files: tuple[int, int],
         placer: Placer,
     ) -> None:
         self._requests = requests
@@ -78,8 +79,8 @@ class Guard:
         self._litter: list[Group] = []
         self._home = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._locks = resource.getrlimit(process.RLIMIT_LOCKS)
-        self._files = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (self._files[1], self._files[1]))
+        self._files = files
+        self._reserve = Reserve(files[1])
         self._signals = signals.open_signalfd(signals.SIGCHLD)
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[], None]] = {}
@@ -181,49 +182,58 @@ class Guard:
             self._epoll.unregister(fd)
 
     def _take_requests(self) -> None:
-        try:
-            data, fds, sender = sockets.receive_longest(self._requests)
-        except (BlockingIOError, sockets.Truncated):
-            return  # the host sees its channel closed by a guard that is alive
-        if sender is None:
-            self._host_died()
-        elif not fds or sender != self._host.pid:
-            sockets.close(fds)  # a child's that the host forked without Python's knowing
-        else:
-            sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fileno=fds[0])
-            channel = transport.Channel(sock)
-            self._listen(channel.fd, partial(self._hear, channel))
-            self._feed(channel, data, fds[1:])
+        with self._reserve:
+            try:
+                data, fds, sender = sockets.receive_longest(self._requests)
+            except (BlockingIOError, sockets.Truncated):
+                return  # the host sees its channel closed by a guard that is alive
+            if sender is None:
+                self._host_died()
+            elif not fds or sender != self._host.pid:
+                sockets.close(fds)  # a child's that the host forked without Python's knowing
+            else:
+                sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fileno=fds[0])
+                channel = transport.Channel(sock)
+                self._listen(channel.fd, partial(self._hear, channel))
+                self._feed(channel, data, fds[1:])
 
     def _hear(self, channel: transport.Channel) -> None:
-        """Take a packet that comes over a channel; no data mean that the host has let go of it."""
-        command = channel.command
+        if channel.command:
+            self._obey(channel, channel.command)
+        else:
+            with self._reserve:
+                self._take_more(channel)
+
+    def _take_more(self, channel: transport.Channel) -> None:
+        """Take what comes over a channel on which no command is running."""
         try:
             data, fds, sender = sockets.receive_longest(channel.socket)
         except BlockingIOError:
             return
         except sockets.Truncated:
-            if command is None:
-                self._refuse(channel, StepFailed(errno.EMFILE, "descriptors"))
+            self._refuse(channel, StepFailed(errno.EMFILE, "descriptors"))
             return
-        if sender not in (None, self._host.pid):
-            sockets.close(fds)  # as above
-        elif command:
+        if sender is None:
+            self._drop(channel)
+        elif sender == self._host.pid and not self._host_gone:
+            self._feed(channel, data, fds)
+        else:
             sockets.close(fds)
-            if not data:
+
+    def _obey(self, channel: transport.Channel, command: Command) -> None:
+        """Take what the host says of a command."""
+        try:
+            data, fds, sender = sockets.receive_longest(channel.socket)
+            sockets.close(fds)
+            if sender is None:
                 channel.is_open = False
                 self._ignore(channel.fd)
+            elif sender != self._host.pid:
+                return  # as above
             self._busy[command.number] = command
-            try:
-                command.hear(data, time.monotonic())
-            except ProtocolError:
-                return
-        elif not data:
-            self._drop(channel)
-        elif self._host_gone:
-            sockets.close(fds)
-        else:
-            self._feed(channel, data, fds)
+            command.hear(data, time.monotonic())
+        except (BlockingIOError, sockets.Truncated, ProtocolError):
+            return
 
     def _feed(self, channel: transport.Channel, data: bytes, fds: Sequence[int]) -> None:
         request = channel.request
@@ -302,6 +312,7 @@ class Guard:
             request.sources,
             home=self._home,
             files=self._files,
+            own=self._reserve.limits,
             locks=self._locks,
             tag=tag,
             env=self._environments.strings(launch.env, inherits=bool(launch.inherits)),

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     Limits = tuple[int, int]
 
 
+# Enough to kill what is left of a command in a few passes, however much that is.
+_RESERVE = 64
+
+
 class StepFailed(Exception):
     """A step between the request and `execve` failed."""
 
@@ -39,6 +43,24 @@ class NotStarted(Exception):
     """This takes a child in Python, which can do more, checks more, and says which of its steps fails."""
 
 
+class Reserve:
+    """Descriptors that no launch may use: without one, nothing that is left of a command can be opened.
+
+    Attributes:
+        limits: the guard's own, while it takes a launch.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._all = most, most
+        self.limits: Limits = most - min(_RESERVE, most // 4), most
+
+    def __enter__(self) -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, self.limits)
+
+    def __exit__(self, *_: object) -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, self._all)
+
+
 class Assumed:
     """Directory, umask, limits and tag of a command, taken on just before and given back just after.
 
@@ -48,7 +70,8 @@ class Assumed:
 
     Args:
         home: descriptor of the guard's own directory.
-        files: limits of descriptors: those of the command, of which the guard has the hard one.
+        files: the command's limits of descriptors.
+        own: the guard's.
         locks: the guard's own limits of RLIMIT_LOCKS; the soft one is the command's tag, unless None.
         env: the command's environment, of `Environments`, for who needs it.
     """
@@ -61,6 +84,7 @@ class Assumed:
         *,
         home: int,
         files: Limits,
+        own: Limits,
         locks: Limits,
         tag: int | None,
         env: Any,
@@ -71,6 +95,7 @@ class Assumed:
         self._sources = sources
         self._home = home
         self._files = files
+        self._own = own
         self._locks = locks
         self._tag = tag
         self._copies: dict[int, int] = {}
@@ -93,16 +118,14 @@ class Assumed:
             step = "rlimit"
             if self._tag is not None:
                 resource.setrlimit(RLIMIT_LOCKS, (self._tag, self._locks[1]))
-            if self._files[0] != self._files[1]:
-                resource.setrlimit(resource.RLIMIT_NOFILE, self._files)
+            resource.setrlimit(resource.RLIMIT_NOFILE, self._files)
         except (OSError, ValueError, OverflowError) as error:
             self.__exit__()
             raise StepFailed(getattr(error, "errno", None) or errno.EINVAL, step) from error
         return moved
 
     def __exit__(self, *_: object) -> None:
-        if self._files[0] != self._files[1]:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (self._files[1], self._files[1]))
+        resource.setrlimit(resource.RLIMIT_NOFILE, self._own)
         if self._tag is not None:
             resource.setrlimit(RLIMIT_LOCKS, self._locks)
         if self._umask >= 0:

@@ -44,6 +44,7 @@ class Watch:
         self._guard_id = guard_id
         self._reader = reader
         self._places = places
+        self._this = Held(os.getpid(), pidfd_open(os.getpid()))
         self._signals = signals.open_signalfd(signals.SIGCHLD)
         self._stops = 0
         self._noted = b""
@@ -67,8 +68,10 @@ class Watch:
         if status == 0:
             return  # it finished in order: what is left now was left alone on purpose
         self._kill_all()
-        kill_guardless(self._reader, self._guard_id, _TAG_BOUND)
-        self._remove_cgroups()
+        try:
+            kill_guardless(self._reader, self._guard_id, _TAG_BOUND)
+        finally:
+            self._remove_cgroups()
 
     def _remove_cgroups(self) -> None:
         """Remove those whose lock went with the guard, and kill what is in them."""
@@ -95,14 +98,14 @@ class Watch:
     def _kill_all(self) -> None:
         """Kill what hangs below until waitpid(2) says ECHILD: then there is nothing."""
         raise_priority()
-        this = Held(os.getpid(), pidfd_open(os.getpid()))
         poll = select.poll()
         poll.register(self._signals, select.POLLIN)
         pause = 1
         # Before the rest, for what v1 has frozen does not die.
         self._remove_cgroups()
         while _has_children():
-            with Pack(descendants([this])) as found:
+            with Pack() as found:
+                found.take(descendants([self._this]))
                 send(found, signals.SIGKILL)
             # Not every death below sends SIGCHLD here: look again after at most `pause` ms.
             poll.poll(pause)

@@ -113,7 +113,10 @@ class Link:
             The channel: a socket that the guard answers on.
         """
         (data, first, after), *rest = packets(payload, len(fds))
-        channel = self._reuse(data, fds[first:after]) or self._open_channel(data, fds[first:after])
+        channel = self._reuse(data, fds[first:after])
+        if channel is None:
+            with _links.lock:  # no fork meanwhile: see `_before_fork`
+                channel = self._open_channel(data, fds[first:after])
         try:
             for data, first, after in rest:
                 self._send(channel, data, fds[first:after])
@@ -204,9 +207,14 @@ class Link:
         wait_readable([self._pidfds[0]], deadline - time.monotonic())
         for base in self.bases:
             remove_abandoned(base)
-        left = kill_guardless(self._reader, self.hello.guard_id, max(0.1, deadline - time.monotonic()))
+        left: tuple[int, ...] = ()
+        try:
+            left = kill_guardless(self._reader, self.hello.guard_id, max(0.1, deadline - time.monotonic()))
+            how = "which has been killed"
+        except OSError as error:
+            how = f"and whether the watch has killed all of it can't be seen ({error.strerror})"
         said = self._last_words()
-        return GuardDied(f"the guard died under {what}, which has been killed{said and ': ' + said}", left)
+        return GuardDied(f"the guard died under {what}, {how}{said and ': ' + said}", left)
 
     def close(self) -> None:
         """Let go of the guard, which then ends all its commands, and itself."""
@@ -327,6 +335,15 @@ def _start(situation: Situation, *, keep_privileges: bool) -> Link:
     return link
 
 
+def _before_fork() -> None:
+    """Let no other thread make a socket pair meanwhile: the child would keep ends that nobody knows of."""
+    _links.lock.acquire()
+
+
+def _after_fork_in_parent() -> None:
+    _links.lock.release()
+
+
 def _forget_in_child() -> None:
     """In a forked child: close the parent's sockets, which here would hide an `execv` of the parent."""
     global _links
@@ -335,7 +352,9 @@ def _forget_in_child() -> None:
     _links = _Links()
 
 
-os.register_at_fork(after_in_child=_forget_in_child)
+os.register_at_fork(
+    before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_forget_in_child
+)
 
 
 def wait_readable(fds: Iterable[int], timeout: float | None) -> list[int]:

@@ -5,6 +5,7 @@ descriptor or thread.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -225,14 +226,14 @@ def descriptor_limit_host(*, warm: bool, ours: dict[str, Any]) -> None:
     hear()
 
 
-def guards_limit_host() -> None:
+def guards_limit_host(*, interpreter: str) -> None:
     """Launch, in a thread, until the guard has no descriptor left."""
     from muontrap.host import link
 
+    os.environ["MUONTRAP_PYTHON"] = interpreter
     muontrap.start_guard()
     assert link._links.current is not None
     guard = link._links.current.hello.guard_pid
-    resource.prlimit(guard, resource.RLIMIT_NOFILE, (40, 40))
     running: list[Any] = []
     found: list[Any] = []
 
@@ -261,7 +262,10 @@ def guards_limit_host() -> None:
 
 def test_descriptor_limit_reached_in_the_guard(arena: Arena) -> None:
     """It needs one to read what a thread other than the first may do, and some for a request in parts."""
-    answer = arena.host(guards_limit_host).hear()
+    python = arena.folder / "python"
+    python.write_text(f'#!/bin/sh\nulimit -n 40\nexec {sys.executable} "$@"\n', encoding="utf-8")
+    python.chmod(0o755)
+    answer = arena.host(guards_limit_host, interpreter=str(python)).hear()
     refused = ["OSError", 24]
     assert answer == {"found": refused, "in_parts": refused, "again": ["returned"], "same": True}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -67,7 +68,7 @@ def test_after_the_hosts_end_nothing_is_taken_over_a_channel(is_gone: bool) -> N
         channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         host.sendmsg([b"launch"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", writing))])
         os.close(writing)
-        guard._hear(Channel(channel))
+        guard._take_more(Channel(channel))
     if is_gone:
         assert os.read(reading, 1) == b"", "its descriptors are closed"
     else:
@@ -85,6 +86,7 @@ def test_an_empty_packet_of_a_child_that_c_code_has_forked_is_no_end_of_the_host
     """It has no data, as the end of file; and its descriptors are closed."""
     guard: Any = object.__new__(Guard)
     guard._host, guard._host_gone = Held(os.getpid(), -1), False
+    guard._reserve = contextlib.nullcontext()
     host, guards = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     reading, writing = os.pipe2(os.O_NONBLOCK)
     with host, guards:
@@ -98,7 +100,7 @@ def test_an_empty_packet_of_a_child_that_c_code_has_forked_is_no_end_of_the_host
             guard._requests = guards
             guard._take_requests()
         else:
-            guard._hear(Channel(guards))
+            guard._take_more(Channel(guards))
         assert host.send(b"the socket is open")
         assert not guard._host_gone
     assert os.read(reading, 1) == b"", "its descriptors are closed"
