@@ -21,34 +21,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: after `--help` and `--version`, and for arguments that make no sense.
     """
+    try:
+        return _run(argv)
+    except KeyboardInterrupt:  # before there was a handler
+        return 128 + signal.SIGINT
+
+
+def _run(argv: Sequence[str] | None) -> int:
     from muontrap.cli.arguments import CONTROLS, parser
-    from muontrap.cli.report import BY_SIGNAL
 
     occupy_standard_streams()
     inherited = _inherited_descriptors()
     arguments = parser().parse_args(argv)
-    try:
-        if arguments.subcommand == "doctor":
-            from muontrap.cli.examining import examine
+    if arguments.subcommand == "doctor":
+        from muontrap.cli.examining import examine
 
-            return examine(for_programs=arguments.json)
-        if arguments.subcommand == "check":
-            from muontrap.cli.supervising import check
+        return examine(for_programs=arguments.json)
+    if arguments.subcommand == "check":
+        from muontrap.cli.supervising import check
 
-            return check(arguments.file)
-        if arguments.subcommand == "supervise":
-            from muontrap.cli.foreground import supervise
+        return check(arguments.file)
+    if arguments.subcommand == "supervise":
+        from muontrap.cli.foreground import supervise
 
-            return supervise(arguments.file, arguments.directory)
-        if arguments.subcommand in CONTROLS:
-            from muontrap.cli.controlling import control
+        return supervise(arguments.file, arguments.directory)
+    if arguments.subcommand in CONTROLS:
+        from muontrap.cli.controlling import control
 
-            return control(arguments)
-        from muontrap.cli.running import run
+        return control(arguments)
+    from muontrap.cli.running import run
 
-        return run(arguments, inherited)
-    except KeyboardInterrupt:  # before there was a handler
-        return BY_SIGNAL + signal.SIGINT
+    return run(arguments, inherited)
 
 
 def occupy_standard_streams() -> None:

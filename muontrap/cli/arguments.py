@@ -297,7 +297,8 @@ def _timeout(text: str) -> float:
 
 def _signal_number(text: str) -> int:
     name = text.upper().removeprefix("SIG")
-    signum = int(text) if text.isdecimal() else signal.Signals.__members__.get(f"SIG{name}", 0)
+    is_number = text.isdecimal() and len(text) < 10
+    signum = int(text) if is_number else signal.Signals.__members__.get(f"SIG{name}", 0)
     if signum not in signal.valid_signals():
         raise argparse.ArgumentTypeError(f"{text!r} is no signal, such as TERM, SIGINT or 15")
     return int(signum)

@@ -96,7 +96,7 @@ def exit_status(result: CompletedProcess) -> int:
 def refused(error: OSError, program: str) -> int:
     """Say why there is no command; its exit status tells refusals of `execve` from all others."""
     in_execve = error.filename == program and error.strerror == os.strerror(error.errno or 0)
-    status = fail(f"{error.filename!r}: {error.strerror}" if error.filename else str(error))
+    status = fail(f"{error.filename!r}: {error.strerror}" if error.filename is not None else str(error))
     if not in_execve:
         return status
     return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE

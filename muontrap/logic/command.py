@@ -79,6 +79,8 @@ LAYERS = ("cgroup", "cgroup-v1", "cgroup-v2", "tag", "subreaper")
 _ENCODING = sys.getfilesystemencoding()
 _RLIMIT_LOCKS = 10
 _HIGHEST_DESCRIPTOR = 2**31 - 1
+# Others' would be in the command's cgroup then, and be killed with it.
+_MOVING = ("cgroup.procs", "cgroup.threads", "tasks")
 _FOR_CGROUPS = frozenset(("cgroup_base", "cgroup_path", "cgroup_controllers", "cgroup_sets", "limits"))
 _REFUSED = {
     "shell": "shell=True is refused: give the program and its arguments as a list, or "
@@ -341,6 +343,8 @@ def _cgroup_set(name: str, value: Any) -> tuple[str, str, str]:
     controller, file, text = value
     if not isinstance(text, (str, int)) or isinstance(text, bool) or "\0" in str(text):
         raise ValueError(f"the value of {name} must be a string or a number, not {text!r}")
+    if file in _MOVING:
+        raise ValueError(f"the file of {name} must be a setting, not {file!r}, which moves processes")
     return _word(f"the controller of {name}", controller), _word(f"the file of {name}", file), str(text)
 
 

@@ -143,6 +143,7 @@ def refused_sets() -> dict[str, tuple[tuple[str, str, str], int]]:
         "no-such-file": (("pids", "pids.nothing", "1"), errno.ENOENT),
         "no-number": (("pids", "pids.max", "lots"), errno.EINVAL),
         "too-many": (("pids", "pids.max", str(2**40)), errno.EINVAL),
+        "no-text": (("pids", "pids.max", "\udcff"), errno.EINVAL),
         "read-only": (("pids", "pids.current", "1"), errno.EACCES),
     }
     if VERSION["memory"] == 1:

@@ -440,6 +440,40 @@ def test_fork_while_other_threads_launch(arena: Arena) -> None:
     assert answer == {"statuses": [0], "alive": 3 * [False]}
 
 
+def forked_channel_host(*, count: int) -> None:
+    """Fork children that stay, while another thread opens channels; then the guard dies."""
+    processes: list[Any] = []
+    children: list[int] = []
+    launcher = muontrap.Launcher(["/bin/sleep", "1000"])
+    processes.append(launcher.launch())
+
+    def launch() -> None:
+        while len(children) < count:
+            processes.append(launcher.launch())
+
+    thread = threading.Thread(target=launch)
+    thread.start()
+    while len(children) < count:
+        children.append(os.fork())
+        if not children[-1]:
+            signal.pause()
+    thread.join()
+    guard: Any = muontrap.host.link._links.current
+    os.kill(guard.hello.guard_pid, signal.SIGKILL)
+    kinds = {kind(lambda process=process: process.wait(timeout=10))[0] for process in processes}
+    for pid in children:
+        os.kill(pid, signal.SIGKILL)
+    say(kinds=list(map(str, kinds)))
+    hear()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_fork_while_a_channel_is_opened_does_not_hide_the_guards_death(arena: Arena) -> None:
+    """The child would have the guard's end of it, too, for as long as it lives."""
+    answer = arena.host(forked_channel_host, count=40).hear(bound=50)
+    assert answer == {"kinds": ["GuardDied"]}
+
+
 def leaked_fork_host() -> None:
     """A C library of the host has forked: its child holds every descriptor. Commands end as if it did not."""
     process = muontrap.Launcher(["/bin/cat"], stdin=-1, stdout=-1, delay_to_sigkill=GRACE).launch()

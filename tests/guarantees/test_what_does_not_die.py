@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from arena import BOUND, Arena, CgroupLedger, Host, is_alive, read_text
-from commands import ORDINARY, ordinary_user, set_user_id_copy
+from commands import ORDINARY, need_root, ordinary_user, set_user_id_copy
 from hostlib import GRACE, Any, hear, muontrap, say, threading, time
 
 pytestmark = pytest.mark.slow
@@ -255,3 +255,29 @@ def test_what_kill_mode_process_leaves_is_left_though_its_main_process_was_refus
     arena.wait_dead(answer["pid"])
     assert host.ask("run another") == {"after": 0}
     assert arena.left() == own(arena, host) | {pid}
+
+
+def init_host() -> None:
+    """Be pid 1 of a namespace, and in the cgroup of a command: there SIGKILL does nothing to it."""
+    with muontrap.Launcher(["/bin/cat"], stdin=-1, limits={"pids_max": 50}).launch() as process:
+        assert process.cgroup
+        folders = list(process.cgroup.paths.values())
+        for folder in folders:
+            with open(f"{folder}/cgroup.procs", "w", encoding="ascii") as file:
+                file.write("1")
+        begin = time.monotonic()
+        process.communicate(timeout=20)
+        say(seconds=time.monotonic() - begin, pids=process.result.unkillable)
+        for folder in folders:
+            with open(f"{os.path.dirname(folder)}/cgroup.procs", "w", encoding="ascii") as file:
+                file.write("1")
+    hear()
+
+
+def test_who_ignores_sigkill_is_reported(arena: Arena) -> None:
+    """It sleeps all the time: that it is in no uninterruptible sleep is no reason to wait for ever."""
+    need_root()
+    before = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    answer = arena.host(init_host, before=before).hear(bound=30)
+    assert answer["pids"] == [1]
+    assert answer["seconds"] < 0.4 + NOISE

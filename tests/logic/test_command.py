@@ -126,6 +126,8 @@ REFUSED: list[tuple[str, Any, type[Exception], str]] = [
     ("cgroup_controllers", [""], ValueError, r"cgroup_controllers\[0\].*''"),
     ("cgroup_sets", [("memory", "memory.max")], ValueError, r"cgroup_sets\[0\].*\(controller, file, value\)"),
     ("cgroup_sets", [("memory", "../memory.max", "1")], ValueError, r"file of cgroup_sets\[0\]"),
+    ("cgroup_sets", [("memory", "tasks", "1")], ValueError, r"cgroup_sets.*'tasks', which moves"),
+    ("cgroup_sets", [("", "cgroup.procs", "1")], ValueError, r"cgroup_sets\[0\]"),
     ("cgroup_sets", [("a/b", "memory.max", "1")], ValueError, r"controller of cgroup_sets\[0\].*'a/b'"),
     ("cgroup_sets", [("memory", "memory.max", b"1")], ValueError, r"value of cgroup_sets\[0\].*b'1'"),
     ("cgroup_sets", [("memory", "memory.max", "1\0")], ValueError, r"value of cgroup_sets\[0\]"),
