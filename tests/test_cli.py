@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import pwd
@@ -11,8 +12,10 @@ import select
 import shlex
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -694,6 +697,10 @@ class Session:
         """Have the user type that."""
         os.write(self._master, text.encode())
 
+    def resize(self) -> None:
+        """Have the user resize the window."""
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("4H", 50, 100, 0, 0))
+
     def order(self, order: str) -> None:
         """Tell the shell what to do with the stopped job."""
         os.write(self._orders, f"{order}\n".encode())
@@ -843,6 +850,46 @@ def test_started_in_the_background() -> None:
         session.order("fg")
         session.type("end\n")
         assert session.event() == ended(5)
+
+
+def test_brought_to_the_foreground_while_it_runs() -> None:
+    """A shell says nothing then: what is typed tells."""
+    traps = "".join(f"trap 'echo \"<{name}>\"' {name}; " for name in ("INT", "CONT", "WINCH"))
+    script = f'{traps}echo "<$$>"; while :; do sleep 60 & wait; done'
+    with Session(*CLI, "run", "--", "sh", "-c", script, mode="raised") as session:
+        pid = int(session.expect(r"<(\d+)>")[1])
+        session.order("fg")
+        (host,) = children(session.process.pid)
+        session.wait_front(host)
+        session.type("\x1a")
+        assert session.event() == stopped()
+        session.order("bg")
+        session.expect("<CONT>")
+        os.kill(host, signal.SIGTSTP)  # nothing that the terminal has sent
+        assert session.event() == stopped() | {"front": "shell"}
+        session.order("fg")
+        session.expect("<CONT>")
+        session.wait_front(pid)
+        session.type("\x1c")
+        assert session.event() == ended(128 + signal.SIGQUIT)
+
+
+@pytest.mark.parametrize("signum", ["INT", "WINCH"])
+def test_what_the_terminal_sends_before_the_command_has_it(signum: str) -> None:
+    script = f'trap \'echo "<{signum}>"\' {signum}; echo "<$$>"; while :; do sleep 60 & wait; done'
+    with Session(*CLI, "run", "--", "sh", "-c", script, mode="raised") as session:
+        pid = int(session.expect(r"<(\d+)>")[1])
+        session.order("fg")
+        (host,) = children(session.process.pid)
+        session.wait_front(host)
+        if signum == "INT":
+            session.type("\x03")
+        else:
+            session.resize()
+        session.expect(f"<{signum}>")
+        session.wait_front(pid)
+        session.type("\x1c")
+        assert session.event() == ended(128 + signal.SIGQUIT)
 
 
 @pytest.mark.slow

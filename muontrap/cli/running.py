@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from muontrap.logic.command import Options
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+# What a terminal sends to its foreground.
+_OF_TERMINAL = (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGWINCH)
 _LONGEST_WAIT = 1e6  # s; poll(2) takes milliseconds as an int
 
 
@@ -96,6 +98,8 @@ class _Watcher:
         if arguments.timeout is not None:
             self._deadline = time.monotonic() + arguments.timeout
         self._stops = 0
+        if terminal:
+            signals.take(signal.SIGTSTP, signal.SIGWINCH)
 
     def until_end(self) -> CompletedProcess:
         """Return the result when nothing of the command is left."""
@@ -123,6 +127,14 @@ class _Watcher:
         if signum == signal.SIGCONT:
             self._go_on()
             return
+        if self._terminal and signum in _OF_TERMINAL:
+            # With `fg` for a job that is running, a shell gives us the terminal and says nothing.
+            is_typed = self._terminal.is_ours()
+            if is_typed:
+                self._terminal.lend_again(self._process.pid)
+            if is_typed or signum not in _STOPPING:
+                self._process._status.pass_on(signum)
+                return
         self._stops += 1
         if self._stops == 1:
             self._process._status.ask(self._delay, b"stopped")
@@ -141,7 +153,7 @@ class _Watcher:
         wants_terminal = signum in (signal.SIGTTIN, signal.SIGTTOU) and reached
         terminal.take_back()
         if not wants_terminal:
-            os.killpg(0, signal.SIGTSTP)
+            self._signals.stop_group()
         # Here again: continued by somebody; or nobody could (an orphaned group is not stopped).
         # In the background, only SIGCONT tells which.
         if terminal.is_ours():
@@ -165,9 +177,21 @@ class _Signals:
         self._early = 0
         self._reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        for signum in (*_STOPPING, signal.SIGCONT):
+        self.take(*_STOPPING, signal.SIGCONT)
+
+    def take(self, *signums: int) -> None:
+        """Have these in `read`, too."""
+        for signum in signums:
             if signal.getsignal(signum) is not signal.SIG_IGN:
                 signal.signal(signum, self._note)
+
+    def stop_group(self) -> None:
+        """Stop our process group, ourselves included, as Ctrl-Z would."""
+        handler = signal.getsignal(signal.SIGTSTP)
+        if handler is not signal.SIG_IGN:
+            signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        os.killpg(0, signal.SIGTSTP)
+        signal.signal(signal.SIGTSTP, handler)
 
     def fileno(self) -> int:
         """Return the descriptor that is readable when `read` has something."""
@@ -179,7 +203,7 @@ class _Signals:
             numbers = os.read(self._reading, 4096)
         except BlockingIOError:
             return []
-        return [signum for signum in numbers if signum in _STOPPING or signum == signal.SIGCONT]
+        return [signum for signum in numbers if signum in (*_STOPPING, *_OF_TERMINAL, signal.SIGCONT)]
 
     def launch(self, launcher: Launcher, timeout: float | None) -> Process:
         """Launch; give up on the second signal, for a file system that hangs can make it last.

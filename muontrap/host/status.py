@@ -90,7 +90,11 @@ class Status:
         """Let a suspended command go on."""
         self.check_here()
         self.suspended = None
-        self._tell(Signal(signum=signal.SIGCONT))
+        self.pass_on(signal.SIGCONT)
+
+    def pass_on(self, signum: int) -> None:
+        """Send a signal to the command's process group, as a terminal does."""
+        self._tell(Signal(signum=signum))
 
     def let_go(self) -> None:
         """Ask for the end where nothing can be raised: in a finalizer."""

@@ -2,8 +2,8 @@
 
 Arguments: a terminal, whose session this process will lead; a descriptor with orders, "fg" or
 "bg", for a stopped job; a descriptor that takes a line of JSON each time that the job stops or
-ends, with what the job left; "foreground", "background", or "leader" (no shell: the command leads
-the session itself); the job's command.
+ends, with what the job left; "foreground", "background", "raised" (from the background while it runs, by
+an order), or "leader" (no shell: the command leads the session itself); the job's command.
 """
 
 import json
@@ -31,6 +31,9 @@ def main() -> None:
     orders, events = os.fdopen(int(orders_fd)), os.fdopen(int(events_fd), "w", buffering=1)
     own, modes = os.getpgrp(), termios.tcgetattr(0)
     job = start(command, foreground=mode == "foreground")
+    if mode == "raised":
+        orders.readline()
+        os.tcsetpgrp(0, job)  # as bash does, which sends SIGCONT to a stopped job alone
     while True:
         _, status = os.waitpid(job, os.WUNTRACED)
         front = os.tcgetpgrp(0)
