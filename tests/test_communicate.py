@@ -354,6 +354,13 @@ def test_text_without_a_byte_order_mark(encoding: str) -> None:
         assert process.communicate()[0] == theirs
 
 
+def test_an_encoding_that_the_user_has_changed() -> None:
+    with Launcher(["printf", r"\351t\351"], stdout=PIPE, encoding="utf-8").launch() as process:
+        assert isinstance(process.stdout, io.TextIOWrapper)
+        process.stdout.reconfigure(encoding="latin-1")
+        assert process.communicate()[0] == "\u00e9t\u00e9"
+
+
 def test_a_byte_order_mark_that_is_cut_is_no_mark() -> None:
     launcher = Launcher(["printf", r"\357\273"], stdout=PIPE, encoding="utf-8-sig", errors="replace")
     with launcher.launch() as process:

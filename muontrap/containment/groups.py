@@ -48,7 +48,12 @@ class Directory:
         made = False
         for _ in range(_TRIES):
             made = _make(path, new=new and not made) or made
-            directory = cls._lock(path, made=made)
+            try:
+                directory = cls._lock(path, made=made)
+            except OSError:
+                if made:
+                    os.rmdir(path)
+                raise
             if directory is None:
                 select.poll().poll(1)  # whoever has it for a moment removes it
             elif made or not directory.is_in_use():
@@ -94,11 +99,11 @@ class Directory:
         return found
 
     def is_in_use(self) -> bool:
-        """Tell whether there is a process in it or below, or there may be, for it can't be read now."""
+        """Tell whether there is a process in it or below."""
         try:
             return b"populated 1" in _read(f"{self.path}/cgroup.events")
-        except OSError as error:
-            return error.errno in NO_MORE or bool(self.pids())  # v1
+        except OSError:
+            return bool(self.pids())  # v1
 
     def strike(self) -> None:
         """Kill what is in it, where the kernel can do that, else let nothing fork until it is thawed."""
@@ -120,8 +125,11 @@ class Directory:
         """Remove it with what the command made below it; return False while the kernel refuses that."""
         if not self.made:
             return True
-        if self.is_in_use():
-            return False  # and what is below it, which may have been left alone on purpose, stays
+        try:
+            if self.is_in_use():
+                return False  # and what is below it, which may have been left alone on purpose, stays
+        except OSError:
+            pass  # no descriptor is left to read that with: the kernel refuses the removal
         for folder in reversed(list(self._folders())):
             try:
                 os.rmdir(folder)
@@ -197,12 +205,15 @@ class Group:
             members = [held for held in opened if held.pid in pids]
             opened[:] = [held for held in opened if held.pid not in pids]
             yield from members
-            if not opened.is_whole:
-                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            if opened.lacking:
+                raise opened.lacking
 
     def is_in_use(self) -> bool:
-        """Tell whether a process is in any of them."""
-        return any(directory.is_in_use() for directory in self._directories)
+        """Tell whether a process is in any of them, or may be: no descriptor is left to read that with."""
+        try:
+            return any(directory.is_in_use() for directory in self._directories)
+        except OSError:
+            return True
 
     def strike(self) -> None:
         """Kill all where the kernel can do that, else let none fork until `release`."""
@@ -238,8 +249,9 @@ class OomKills:
 
     def __init__(self, directory: str) -> None:
         self._control = os.open(f"{directory}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
-        self.fd: int = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.fd: int = -1
         try:
+            self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             write_file(f"{directory}/cgroup.event_control", f"{self.fd} {self._control}")
         except BaseException:
             self.close()
@@ -252,8 +264,9 @@ class OomKills:
 
     def close(self) -> None:
         """Let go of the group."""
-        os.close(self.fd)
-        os.close(self._control)
+        for fd in (self._control, self.fd):
+            if fd >= 0:
+                os.close(fd)
 
     def _count(self) -> int:
         try:

@@ -13,7 +13,7 @@ from muontrap.logic.procfs import parse_children, parse_stat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 # What a file below /proc/PID says when its process has gone, on opening or on reading; and where hidepid=1
 # hides one of another user, which is found as long as its parent is not: then it is the guard's child.
@@ -71,42 +71,43 @@ class Pack(list[Held]):
     """Processes held together, and let go of together.
 
     Attributes:
-        is_whole: whether these are all that were looked for, and not just as many as there are descriptors
-            for: when they are dead, and closed, the next look finds more.
+        lacking: None if these are all that were looked for; else what there were too few descriptors for:
+            when those that are held are dead, and let go of, the next look finds more.
     """
 
-    is_whole: bool = True
+    lacking: OSError | None = None
 
-    def take(self, opened: Iterable[Held | None], known: Container[int] = ()) -> None:
-        """Take in what an iterator opens, but for what is here already, and the pids that are known."""
+    def take(self, opened: Iterable[Held | None]) -> None:
+        """Take in what an iterator opens, but for what is here already."""
         here = {held.pid for held in self}
         try:
             for held in opened:
-                if held is None:
-                    continue
-                if held.pid in here or held.pid in known:
+                if held and held.pid in here:
                     held.close()
-                else:
+                elif held:
                     here.add(held.pid)
                     self.append(held)
         except OSError as error:
             if error.errno not in NO_MORE:
                 raise
-            self.is_whole = False
+            self.lacking = error
             for held in self[-_SPARE:]:
                 held.close()
             del self[-_SPARE:]
-
-    def close(self) -> None:
-        """Let go of all."""
-        for held in self:
-            held.close()
 
     def __enter__(self) -> Pack:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        for held in self:
+            held.close()
+
+
+def room() -> Iterator[None]:
+    """Open nothing, but fail like what does, unless there is room for whoever looks at what is held."""
+    for fd in os.pipe2(os.O_CLOEXEC):
+        os.close(fd)
+    yield None
 
 
 def read(path: str) -> bytes:
@@ -200,13 +201,15 @@ def descendants(roots: Iterable[Held]) -> Iterator[Held]:
     the next pass finds it.
     """
     parents = list(roots)
+    known = {held.pid for held in parents}
     while parents:
         parent = parents.pop()
         for pid in children(parent.pid):
-            child = Held.open_if(pid, partial(_is_child, pid, parent))
+            child = None if pid in known else Held.open_if(pid, partial(_is_child, pid, parent))
             if child:
-                yield child
+                known.add(pid)
                 parents.append(child)
+                yield child
 
 
 def _is_child(pid: int, parent: Held) -> bool:

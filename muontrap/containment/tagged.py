@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 from _functools import partial  # type: ignore[import-not-found]  # `functools` itself imports much more
@@ -14,7 +13,7 @@ from muontrap.logic.tags import NARROW, WIDE, Format
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator
 
 _SIGKILL = 9
 
@@ -59,10 +58,12 @@ class TagReader:
             return None
         return None if value == RLIM_INFINITY else self.format.decode(value)
 
-    def all(self, guard: int, number: int | None = None) -> Iterator[Held | None]:
-        """Yield, opened, all processes that carry the tag of this guard (and command)."""
+    def all(
+        self, guard: int, number: int | None = None, *, but: Container[int] = ()
+    ) -> Iterator[Held | None]:
+        """Yield, opened, all processes that carry the tag of this guard (and command), but for some pids."""
         for pid in pids() if self.format else ():
-            if self._matches(pid, guard, number):
+            if pid not in but and self._matches(pid, guard, number):
                 yield self.still(pid, guard, number)
 
     def still(self, pid: int, guard: int, number: int | None) -> Held | None:
@@ -105,19 +106,23 @@ def kill_guardless(reader: TagReader, guard: int, bound: float) -> tuple[int, ..
     """
     deadline = time.monotonic() + bound
     known_dead: set[int] = set()
+    lacking: OSError | None = None
+    passed_over: set[int] = set()  # dead, but not reaped: they would take the place of others
     while True:
         with Pack() as found:
-            found.take(reader.all(guard))
+            found.take(reader.all(guard, but=passed_over))
             found.take(descendants(found))
             alive = living(found)
             send(found, _SIGKILL)
             # One that was alive when /proc was listed may have forked and died since.
             dead = {held.pid for held in found}.difference(alive)
-            if found.is_whole and not alive and dead <= known_dead:
+            lacking = found.lacking or lacking if passed_over else found.lacking
+            if not alive and not lacking and dead <= known_dead:
                 return ()
             if time.monotonic() > deadline:
-                if alive or found.is_whole:
-                    return tuple(alive)
-                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+                if lacking and not alive:
+                    raise lacking
+                return tuple(alive)
             known_dead = dead
-            living(found, 0.01 if alive or not found.is_whole else 0)
+            passed_over = passed_over | dead if found.lacking else set()
+            living(found, 0.01 if alive or found.lacking else 0)

@@ -7,7 +7,6 @@ that the child touches first is copied, which takes longer than what is done the
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import select
 
@@ -49,7 +48,7 @@ def fork(launch: Launch, assumed: Assumed, group: Group | None) -> tuple[int, in
         reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         opened += reading, writing
         # Above all targets: none of them may overwrite it.
-        errors = fcntl.fcntl(writing, fcntl.F_DUPFD_CLOEXEC, max(launch.targets, default=2) + 1)
+        errors = assumed.reserve.dup_above(writing, launch.targets)
         opened.append(errors)
         process.close_on_exec_from(0)  # all are by now, or a line of ours is wrong
         with assumed as sources:

@@ -245,7 +245,7 @@ class Command:
             if alive | dead != self._seen or not all(map(_is_stuck, alive)):
                 self._escalation.progress(now)
             self._alive, self._seen = frozenset(alive), frozenset(alive | dead)
-            if alive or not found.is_whole:
+            if alive or found.lacking:
                 return
             if dead <= known_dead:
                 self._perform(self._escalation.fire("empty", now), now)

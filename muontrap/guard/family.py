@@ -13,6 +13,7 @@ from muontrap.containment.processes import (
     is_same,
     read,
     read_children,
+    room,
     start_of,
     stat,
 )
@@ -171,15 +172,15 @@ class Family:
         main, group = self.mains[number], self._groups.get(number)
         main_is_dead = is_dead(main.fd)
         self._adopt()
-        roots = self._heirs(number) + ([] if main_is_dead else [main.pid])
+        roots = ([] if main_is_dead else [main.pid]) + self._heirs(number)
         found = Pack()
         found.take(map(Held.open, roots))
         strike(found)
         found.take(descendants(found))
-        known = (main.pid,) if main_is_dead else ()  # so before a list was made: no reason for another
-        found.take(self._tagged(number) if main_is_dead else self._reader.all(self._guard_id, number), known)
+        found.take(self._tagged(number) if main_is_dead else self._reader.all(self._guard_id, number))
         if group:
-            found.take(group.members(), known)
+            found.take(group.members())
+        found.take(room())
         return found
 
     def is_better_at(self, number: int, now: float) -> float:
@@ -213,7 +214,8 @@ class Family:
             ended = time.monotonic()
             self._rests_until = ended + min(ended - began, _LONGEST_REST)
         for pid in self._listed.pop(number, []):
-            yield self._reader.still(pid, self._guard_id, number)
+            if pid != self.mains[number].pid:  # known to be dead before: no reason for another look
+                yield self._reader.still(pid, self._guard_id, number)
 
     def _adopt(self) -> None:
         """Take in children that are new.  The list is exact: only this thread reaps."""

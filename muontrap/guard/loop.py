@@ -187,15 +187,15 @@ class Guard:
                 data, fds, sender = sockets.receive_longest(self._requests)
             except (BlockingIOError, sockets.Truncated):
                 return  # the host sees its channel closed by a guard that is alive
-            if sender is None:
-                self._host_died()
-            elif not fds or sender != self._host.pid:
-                sockets.close(fds)  # a child's that the host forked without Python's knowing
-            else:
+            if fds and sender == self._host.pid:
                 sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fileno=fds[0])
                 channel = transport.Channel(sock)
                 self._listen(channel.fd, partial(self._hear, channel))
                 self._feed(channel, data, fds[1:])
+            else:
+                sockets.close(fds)  # a child's that the host forked without Python's knowing
+        if sender is None:
+            self._host_died()
 
     def _hear(self, channel: transport.Channel) -> None:
         if channel.command:
@@ -273,6 +273,7 @@ class Guard:
             number = self._family.next_number(self._last_number, self._tags)
         except BlockingIOError as error:
             raise StepFailed(error.errno or 0, "tag") from error
+        self._last_number = number  # in any case: what a launch that fails has forked may live for a moment
         began = time.monotonic()
         placed = self._placer.place(request.placement) if request.placement else None
         try:
@@ -281,7 +282,6 @@ class Guard:
             if placed and not placed.close():
                 self._litter.append(placed.group)
             raise
-        self._last_number = number
         self._family.add(number, main, placed.group if placed else None)
         channel.command = command = Command(number, launch, channel, main, self._family, placed, began=began)
         command.errors = pipe
@@ -312,7 +312,7 @@ class Guard:
             request.sources,
             home=self._home,
             files=self._files,
-            own=self._reserve.limits,
+            reserve=self._reserve,
             locks=self._locks,
             tag=tag,
             env=self._environments.strings(launch.env, inherits=bool(launch.inherits)),

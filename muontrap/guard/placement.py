@@ -37,6 +37,7 @@ class Placed:
                 self.oom_kills = OomKills(os.fsdecode(placement.oom_group))
         except BaseException:
             self.close()
+            self.group.close()
             raise
 
     def readings(self) -> Readings:

@@ -44,21 +44,25 @@ class NotStarted(Exception):
 
 
 class Reserve:
-    """Descriptors that no launch may use: without one, nothing that is left of a command can be opened.
-
-    Attributes:
-        limits: the guard's own, while it takes a launch.
-    """
+    """Descriptors that launches leave alone: without one, nothing that is left of a command can be opened."""
 
     def __init__(self, most: int) -> None:
         self._all = most, most
-        self.limits: Limits = most - min(_RESERVE, most // 4), most
+        self._some = most - min(_RESERVE, most // 4), most
 
     def __enter__(self) -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, self.limits)
+        resource.setrlimit(resource.RLIMIT_NOFILE, self._some)
 
     def __exit__(self, *_: object) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, self._all)
+
+    def dup_above(self, fd: int, targets: Sequence[int]) -> int:
+        """Duplicate a descriptor for the time of a launch, above its targets, whatever these are."""
+        self.__exit__()
+        try:
+            return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, max(targets, default=2) + 1)
+        finally:
+            self.__enter__()
 
 
 class Assumed:
@@ -71,7 +75,7 @@ class Assumed:
     Args:
         home: descriptor of the guard's own directory.
         files: the command's limits of descriptors.
-        own: the guard's.
+        reserve: has the guard's.
         locks: the guard's own limits of RLIMIT_LOCKS; the soft one is the command's tag, unless None.
         env: the command's environment, of `Environments`, for who needs it.
     """
@@ -84,7 +88,7 @@ class Assumed:
         *,
         home: int,
         files: Limits,
-        own: Limits,
+        reserve: Reserve,
         locks: Limits,
         tag: int | None,
         env: Any,
@@ -95,7 +99,7 @@ class Assumed:
         self._sources = sources
         self._home = home
         self._files = files
-        self._own = own
+        self.reserve: Reserve = reserve
         self._locks = locks
         self._tag = tag
         self._copies: dict[int, int] = {}
@@ -108,8 +112,7 @@ class Assumed:
             step = "descriptors"
             moved = self._sources
             for source in in_the_way(self._launch.targets, moved):
-                above = max(self._launch.targets) + 1
-                self._copies[source] = fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, above)
+                self._copies[source] = self.reserve.dup_above(source, self._launch.targets)
             if self._copies:
                 moved = [self._copies.get(source, source) for source in moved]
             step = "umask"
@@ -125,7 +128,7 @@ class Assumed:
         return moved
 
     def __exit__(self, *_: object) -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, self._own)
+        self.reserve.__enter__()
         if self._tag is not None:
             resource.setrlimit(RLIMIT_LOCKS, self._locks)
         if self._umask >= 0:

@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import time
+from functools import partial
 
 from muontrap.errors import GuardDied
 from muontrap.host import pump
@@ -129,7 +130,7 @@ class Reader:
                 _ = self._end()
         done, self._done = self._done, -1
         if done >= 0:
-            os.close(done)
+            self._status.close_unused(partial(os.close, done))
 
     def leave(self, close: Callable[[], None]) -> None:
         """Have this called where locks may be waited for. For a finalizer, which runs inside any of them."""

@@ -112,6 +112,13 @@ class Exchange:
                 sink.tick = tick
 
     def _move(self, deadline: float | None) -> bool:
+        user = self._status.use()
+        try:
+            return self._move_in_use(deadline)
+        finally:
+            self._status.leave(user)
+
+    def _move_in_use(self, deadline: float | None) -> bool:
         word = self._status.fileno()
         poll = poll_for([word, *self._open])
         stdin = self._pipes.fd(0) if self._input else None

@@ -75,10 +75,16 @@ class Kept:
             self._text = "".join(texts)
         return self._text
 
+    def _codec(self) -> tuple[str, str]:
+        """Return encoding and error handler, which the user may have changed (`reconfigure`)."""
+        if self._file and not self._file.closed:
+            return self._file.encoding, self._file.errors
+        return codec(self._command)
+
     def _encoded(self, piece: str | bytes) -> bytes:
         if isinstance(piece, bytes):
             return piece
-        encoding, errors = codec(self._command)
+        encoding, errors = self._codec()
         return piece.encode(encoding, errors)[len("".encode(encoding)) :]  # without a byte order mark
 
     def _decoded(self, piece: str | bytes, *, is_last: bool, is_cut: bool) -> str:
@@ -87,7 +93,7 @@ class Kept:
         if is_last and self._reads and not self._file.closed:
             text: str = with_methods(self._file.buffer, self._file.read, read=io.BytesIO(piece).read)
             return text
-        encoding, errors = codec(self._command)
+        encoding, errors = self._codec()
         if is_cut or not is_last:
             text = codecs.getincrementaldecoder(encoding)(errors).decode(piece)
         else:

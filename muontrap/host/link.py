@@ -19,6 +19,7 @@ import _cffi_backend
 
 import muontrap
 from muontrap.containment.groups import remove_abandoned
+from muontrap.containment.processes import NO_MORE
 from muontrap.containment.tagged import TagReader, kill_guardless
 from muontrap.errors import GuardDied, GuardError
 from muontrap.host.situation import Situation, environment, sees_its_children
@@ -40,6 +41,8 @@ CLEANUP_BOUND = 5.0
 STUCK_AFTER = 5.0
 # From the closing of its sockets to its death, a process that exits needs milliseconds.
 _EXIT_BOUND = 1.0
+# `os.fork` in another thread needs milliseconds.
+_FORK_BOUND = 1.0
 # Channels kept for the next requests: as many as threads are likely to launch at once.
 _MOST_IDLE = 8
 # These say nothing of the interpreter.
@@ -47,6 +50,11 @@ _NO_MORE = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
 _INTERPRETER = "MUONTRAP_PYTHON"
 # Both folders last, behind the standard library: nothing in them can take the place of its modules.
 _BOOTSTRAP = "import sys; sys.path += sys.argv[4:]; from muontrap.guard.__main__ import run; run()"
+
+
+# Held while there is a guard's end of a channel here, and by `os.fork`: a child of another thread would keep
+# that end, and hide the guard's death.
+_pairing = threading.RLock()
 
 
 class StaleGuard(PermissionError):
@@ -113,10 +121,7 @@ class Link:
             The channel: a socket that the guard answers on.
         """
         (data, first, after), *rest = packets(payload, len(fds))
-        channel = self._reuse(data, fds[first:after])
-        if channel is None:
-            with _links.lock:  # no fork meanwhile: see `_before_fork`
-                channel = self._open_channel(data, fds[first:after])
+        channel = self._reuse(data, fds[first:after]) or self._open_channel(data, fds[first:after])
         try:
             for data, first, after in rest:
                 self._send(channel, data, fds[first:after])
@@ -153,13 +158,24 @@ class Link:
 
     def _open_channel(self, data: bytes, fds: list[int]) -> _socket.socket:
         """Send a request's first packet with the guard's end of a new channel, and return the host's."""
+        taken: list[bool] = []
+        try:
+            try:
+                # One step of Python, where a handler may raise between two.  Not for ever: the host may have
+                # a lock for its own forks, and have that here.
+                taken.extend(map(_pairing.acquire, (True,), (_FORK_BOUND,)))
+                return self._send_end(data, fds)
+            finally:
+                if True in taken:
+                    _pairing.release()
+        except (BrokenPipeError, ConnectionResetError):
+            raise self.lost("a launch") from None
+
+    def _send_end(self, data: bytes, fds: list[int]) -> _socket.socket:
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         try:
             theirs.setsockopt(_socket.SOL_SOCKET, _socket.SO_PASSCRED, 1)
             self._send(self._requests, data, [theirs.fileno(), *fds])
-        except (BrokenPipeError, ConnectionResetError):
-            ours.close()
-            raise self.lost("a launch") from None
         except BaseException:
             ours.close()
             raise
@@ -203,7 +219,10 @@ class Link:
         deadline = time.monotonic() + CLEANUP_BOUND
         for pidfd in self._pidfds:
             # A watch that a command has stopped can't clean up.
-            pidfd_send_signal(pidfd, signal.SIGCONT)
+            try:
+                pidfd_send_signal(pidfd, signal.SIGCONT)
+            except PermissionError:
+                pass  # of a host that has dropped its privileges since
         wait_readable([self._pidfds[0]], deadline - time.monotonic())
         for base in self.bases:
             remove_abandoned(base)
@@ -212,6 +231,8 @@ class Link:
             left = kill_guardless(self._reader, self.hello.guard_id, max(0.1, deadline - time.monotonic()))
             how = "which has been killed"
         except OSError as error:
+            if error.errno not in NO_MORE:
+                raise
             how = f"and whether the watch has killed all of it can't be seen ({error.strerror})"
         said = self._last_words()
         return GuardDied(f"the guard died under {what}, {how}{said and ': ' + said}", left)
@@ -335,15 +356,6 @@ def _start(situation: Situation, *, keep_privileges: bool) -> Link:
     return link
 
 
-def _before_fork() -> None:
-    """Let no other thread make a socket pair meanwhile: the child would keep ends that nobody knows of."""
-    _links.lock.acquire()
-
-
-def _after_fork_in_parent() -> None:
-    _links.lock.release()
-
-
 def _forget_in_child() -> None:
     """In a forked child: close the parent's sockets, which here would hide an `execv` of the parent."""
     global _links
@@ -352,8 +364,10 @@ def _forget_in_child() -> None:
     _links = _Links()
 
 
+os.register_at_fork(after_in_child=_forget_in_child)
+# Methods of C: a signal's handler that raises comes between two steps of Python.
 os.register_at_fork(
-    before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_forget_in_child
+    before=_pairing.acquire, after_in_parent=_pairing.release, after_in_child=_pairing.release
 )
 
 

@@ -12,7 +12,6 @@ from muontrap.errors import GuardDied
 from muontrap.host.exchange import Exchange
 from muontrap.host.link import wait_readable
 from muontrap.host.results import TimeoutExpired
-from muontrap.kernel.process import pidfd_send_signal
 from muontrap.logic.command import check_seconds, check_signal
 
 TYPE_CHECKING = False
@@ -205,10 +204,7 @@ class Process:
             TypeError, ValueError: that is no signal.
             PermissionError: it runs as another user.
         """
-        signum = check_signal("signum", signum)
-        self._status.check_here()
-        if self.pidfd >= 0:
-            pidfd_send_signal(self.pidfd, signum)
+        self._status.send_signal(check_signal("signum", signum))
 
     def terminate(self) -> None:
         """Send SIGTERM to the main process. `stop` does more."""
@@ -329,11 +325,15 @@ class Process:
             raise RuntimeError("a callback can't wait for its own command, which waits for the callback")
         if deadline is None and self.reader.is_within_pump:
             raise RuntimeError("this finalizer can't wait: it has interrupted what calls callbacks")
-        while not self.reader.is_done:
-            fd = self.reader.fileno()
-            left = None if deadline is None else deadline - time.monotonic()
-            if fd >= 0 and not wait_readable([fd], left):
-                return False
+        user = self._status.use()
+        try:
+            while not self.reader.is_done:
+                fd = self.reader.fileno()
+                left = None if deadline is None else deadline - time.monotonic()
+                if fd >= 0 and not wait_readable([fd], left):
+                    return False
+        finally:
+            self._status.leave(user)
         self._is_told = True
         self.reader.check()
         return self._status.has_ended()
@@ -378,9 +378,9 @@ class Process:
             if self.reader:
                 self.reader.close()
             try:
-                self._pipes.close()
+                self._status.close()  # first: who waits in another thread is not to read from others' pipes
             finally:
-                self._status.close()
+                self._pipes.close()
                 self._is_closed = True
 
 

@@ -92,7 +92,13 @@ def _has_ended(command: Command, status: Status, poll: select.poll, *, waits: bo
     while True:
         deadline = patience.deadline if patience else None
         until = status.sooner(deadline if waits else now)
-        events = poll.poll(poll_ms(None if until is None else until - time.monotonic()))
+        user = status.use()
+        try:
+            if status.is_closed:
+                raise _closed(status)
+            events = poll.poll(poll_ms(None if until is None else until - time.monotonic()))
+        finally:
+            status.leave(user)
         if status.is_closed:
             raise _closed(status)
         if any(fd == status.fileno() for fd, _ in events) and status.has_ended():

@@ -12,6 +12,7 @@ import weakref
 
 from muontrap.host.link import STUCK_AFTER, wait_readable
 from muontrap.host.results import CompletedProcess
+from muontrap.kernel.process import pidfd_send_signal
 from muontrap.kernel.sockets import Truncated, receive
 from muontrap.logic.escalation import KILL_BOUND
 from muontrap.logic.wire import Ended, Failed, Ping, Record, Signal, Started, Stop, Suspended, decode
@@ -39,16 +40,17 @@ class Status:
 
     Attributes:
         pid: of the main process, -1 as long as it is not known.
-        pidfd: its descriptor, -1 when closed.
+        is_closed: whether `close` was called.
         result: how it ended, None until `has_ended` has seen that.
         suspended: the signal that stopped the main process, if `has_ended` has seen that since `resume`.
     """
 
     pid: int = -1
-    pidfd: int = -1
+    is_closed: bool = False
     result: CompletedProcess | None = None
     suspended: int | None = None
     _failure: OSError | GuardDied | None = None
+    _pidfd = -1
     _lost_pidfd = False
     _pinged = False
     _has_told = False
@@ -63,13 +65,15 @@ class Status:
         self._command = command
         self._lock = threading.RLock()
         self._answers: list[Answer] = []  # what has come and was not taken
+        self._users: set[object] = set()  # of descriptors, which are not closed meanwhile
+        self._unclosed: list[Callable[[], object]] = []
         self._stuck_at: float | None = time.monotonic() + STUCK_AFTER
         _all.add(weakref.ref(self, _all.discard))
 
     @property
-    def is_closed(self) -> bool:
-        """Whether `close` was called."""
-        return self._channel.fileno() < 0
+    def pidfd(self) -> int:
+        """The descriptor of the main process, -1 when closed."""
+        return -1 if self.is_closed else self._pidfd
 
     @property
     def is_running(self) -> bool:
@@ -78,7 +82,27 @@ class Status:
 
     def fileno(self) -> int:
         """Return the descriptor on which the guard's words come, -1 when closed."""
-        return self._channel.fileno()
+        return -1 if self.is_closed else self._channel.fileno()
+
+    def use(self) -> object:
+        """Let no descriptor be closed until `leave` gets what this returns.
+
+        Another thread, or a signal's handler, may close the command, and another's descriptor have the
+        number at once: that would be waited for, or signalled.  Whoever uses one asks for it after this.
+        """
+        user = object()
+        self._users.add(user)
+        return user
+
+    def leave(self, user: object) -> None:
+        """Use no descriptor any more."""
+        self._users.discard(user)
+        self._close_unused()
+
+    def close_unused(self, close: Callable[[], object]) -> None:
+        """Close something as soon as nobody uses a descriptor."""
+        self._unclosed.append(close)
+        self._close_unused()
 
     def ask(self, delay: float, reason: bytes) -> None:
         """Ask for the end; a negative delay means the command's own."""
@@ -139,10 +163,26 @@ class Status:
 
     def wait_for_word(self, deadline: float | None) -> bool:
         """Wait until there may be something for `has_ended`; False when the deadline has passed before."""
-        until, word = self.sooner(deadline), self.fileno()
+        until = self.sooner(deadline)
         left = None if until is None else until - time.monotonic()
-        # Another thread may have closed it since it was asked for the end, which is known then.
-        return word < 0 or bool(wait_readable([word], left)) or not self.is_late(deadline)
+        user = self.use()
+        try:
+            word = self.fileno()
+            # Another thread may have closed it since it was asked for the end, which is known then.
+            return word < 0 or bool(wait_readable([word], left)) or not self.is_late(deadline)
+        finally:
+            self.leave(user)
+
+    def send_signal(self, signum: int) -> None:
+        """Send a signal to the main process, if it has not ended."""
+        self.check_here()
+        user = self.use()
+        try:
+            pidfd = self.pidfd  # once: a signal's handler may close it
+            if pidfd >= 0:
+                pidfd_send_signal(pidfd, signum)
+        finally:
+            self.leave(user)
 
     def sooner(self, deadline: float | None) -> float | None:
         """Return until when to wait for a word: the deadline, or when a guard's silence is one."""
@@ -180,10 +220,28 @@ class Status:
 
     def close(self) -> None:
         """Let go of the command: the guard ends it, if it runs."""
+        self.is_closed = True
+        if self._users:
+            try:
+                self._channel.shutdown(_socket.SHUT_RDWR)  # wakes up who waits
+            except OSError as error:
+                if error.errno not in (errno.ENOTCONN, errno.EBADF):  # the guard has closed, or we
+                    raise
+        self.close_unused(self._close)
+
+    def _close(self) -> None:
         self._channel.close()
-        pidfd = vars(self).pop("pidfd", -1)  # at once, for a signal's handler may close it as well
+        pidfd = vars(self).pop("_pidfd", -1)  # at once, for a signal's handler may close it as well
         if pidfd >= 0:
             os.close(pidfd)
+
+    def _close_unused(self) -> None:
+        while self._unclosed and not self._users:
+            try:
+                close = self._unclosed.pop()
+            except IndexError:
+                return  # another thread has it
+            close()
 
     def give_back(self) -> None:
         """Let go of a command that has ended; its channel is for another if the guard is done with it too."""
@@ -229,7 +287,7 @@ class Status:
         elif record is None:
             self._failure = self.link.lost(f"command {self._command.args!r}")
         elif isinstance(record, Started):
-            self.pid, self.pidfd = record.pid, fds[0]
+            self.pid, self._pidfd = record.pid, fds[0]
             if self.is_closed:  # by a finalizer, since it was read
                 self.close()
         elif isinstance(record, Failed):
@@ -261,6 +319,7 @@ def _forget_in_child() -> None:
     for reference in list(_all):
         status = reference()
         if status:
+            status._users.clear()  # threads of the parent
             status.close()
     _all.clear()
 

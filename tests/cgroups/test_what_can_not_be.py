@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hostlib import hear, say
 from machine import OURS, V2, VERSION
 
 import muontrap
+from muontrap.containment.groups import Group
 from muontrap.errors import ProtocolError
 from muontrap.host import cgroups
 from muontrap.logic.hierarchy import Layout
@@ -367,3 +369,27 @@ def test_not_one_of_several_limits_is_ignored(ground: Ground, limits: dict[str, 
             v1 = "blkio" if controller == "io" else controller
             group = group_of(process.pid, v1 if v1 in OURS else controller)
             assert f"/{ground.base}/muontrap-" in str(group)
+
+
+def test_a_group_that_can_not_be_made_for_want_of_descriptors(tmp_path: Path) -> None:
+    """Wherever it is that there is none: no directory is left, and no descriptor."""
+    path = str(tmp_path / "muontrap-1-0")
+    setting = (f"{path}/no-such-file", "1", f"{path}/nor-this", "1")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = sorted(os.listdir("/proc/self/fd"))
+    code, free = errno.EMFILE, 0
+    while code == errno.EMFILE:
+        lowest = os.dup(0)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + free, before[1]))
+        try:
+            Group.make([(path, True)], [setting])
+        except OSError as error:
+            code = error.errno or 0
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        assert os.listdir(tmp_path) == []
+        assert sorted(os.listdir("/proc/self/fd")) == files
+        free += 1
+    assert code == errno.ENOENT
+    assert free > 2

@@ -7,7 +7,8 @@ import signal
 
 import pytest
 from arena import BOUND, Arena
-from hostlib import GRACE, hear, muontrap, resource, say
+from commands import need_root
+from hostlib import GRACE, Any, ctypes, hear, muontrap, resource, say
 
 pytestmark = pytest.mark.slow
 
@@ -86,3 +87,48 @@ def test_launches_leave_descriptors_for_the_end_of_commands(arena: Arena, limit:
     assert started.hear() == {"returncode": -signal.SIGTERM, "running": [None] * (refused["count"] - 1)}
     os.kill(started.pid, signal.SIGKILL)
     arena.wait_left(bound=GRACE + BOUND)
+
+
+def sweeping_host(*, line: list[str]) -> None:
+    """Be the one who sweeps, and adopts what is killed, but does not reap it."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+    process = muontrap.Launcher(line, delay_to_sigkill=GRACE).launch()
+    guard: Any = muontrap.host.link._links.current
+    say(guard=guard.hello.guard_pid, watch=guard.hello.watch_pid)
+    hear()
+    for pid in guard.hello.watch_pid, guard.hello.guard_pid:
+        os.kill(pid, signal.SIGKILL)
+    try:
+        process.wait()
+    except muontrap.GuardDied as error:
+        say(died=str(error))
+    hear()
+
+
+def test_the_dead_take_nobodys_place_in_the_hosts_own_sweep(arena: Arena) -> None:
+    """Nobody reaps them, and there are more than descriptors; it can't see the end, but kill all it can."""
+    line = ["/bin/sh", "-c", FOREST.format(count=100, end="wait"), str(arena.ready)]
+    started = arena.host(sweeping_host, line=line)
+    started.hear()
+    arena.wait_ready()
+    started.order("go on")
+    assert "can't be seen (Too many open files" in started.hear()["died"]
+    arena.assert_left({started.pid})
+
+
+@pytest.mark.parametrize("options", [{}, {"nice": 1}, {"user": "nobody"}], ids=["spawn", "fork", "user"])
+def test_a_command_may_have_the_last_descriptors(arena: Arena, options: dict[str, Any]) -> None:
+    """Which the guard does not use for launches."""
+    if "user" in options:
+        need_root()
+    assert arena.host(last_descriptor_host, options=options).hear() == {"returncode": 0}
+
+
+def last_descriptor_host(*, options: dict[str, Any]) -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
+    null = os.open("/dev/null", os.O_RDONLY)
+    os.dup2(null, 120)
+    line = ["test", "-e", "/proc/self/fd/120"]
+    say(returncode=muontrap.run(line, pass_fds=[120], **options).returncode)
+    hear()

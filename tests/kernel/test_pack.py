@@ -1,0 +1,78 @@
+"""Processes that are held together: as many as there are descriptors for, none let go of too soon."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from muontrap.containment.processes import Held, Pack, children, descendants, room
+
+
+@pytest.fixture
+def tree() -> Iterator[list[int]]:
+    """The pids of a process, its child, and its grandchild."""
+    script = "sh -c 'sleep 1000 & echo; wait' & wait"
+    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE) as root:
+        assert root.stdout
+        root.stdout.readline()
+        (child,) = children(root.pid)
+        (grandchild,) = children(child)
+        yield [root.pid, child, grandchild]
+        for pid in grandchild, child, root.pid:
+            os.kill(pid, 9)
+
+
+def test_what_is_a_root_and_below_another_stays_open(
+    tree: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a parent of the rest it is asked whether it has been reaped, by its descriptor."""
+    asked: list[str] = []
+    is_unreaped = Held.is_unreaped
+
+    def ask(held: Held) -> bool:
+        with open(f"/proc/self/fdinfo/{held.fd}", encoding="ascii") as info:
+            asked.append(next(line for line in info if line.startswith("Pid:")).split()[1])
+        assert asked[-1] == str(held.pid)
+        return is_unreaped(held)
+
+    monkeypatch.setattr(Held, "is_unreaped", ask)
+    with Pack() as pack:
+        pack.take(map(Held.open, tree[:2]))
+        pack.take(descendants(pack))
+        assert [held.pid for held in pack] == tree
+        assert not pack.lacking
+    assert asked
+
+
+@pytest.mark.parametrize("free", range(8))
+def test_a_pack_says_what_it_lacks_and_leaves_room(tree: list[int], free: int) -> None:
+    """For three processes, and two descriptors more for who looks at them."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = os.listdir("/proc/self/fd")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, files)) + 20, before[1]))
+    taken: list[int] = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        for _ in range(free):
+            os.close(taken.pop())
+        with Pack() as pack:
+            pack.take(map(Held.open, tree[:1]))
+            pack.take(descendants(pack))
+            pack.take(room())
+            assert bool(pack.lacking) == (free < 5)
+            assert len(pack) == (3 if free >= 5 else max(0, min(free - 1, 3) - 2))
+            if free >= 2:
+                for fd in os.pipe():
+                    os.close(fd)
+    finally:
+        for fd in taken:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert os.listdir("/proc/self/fd") == files
