@@ -1000,10 +1000,8 @@ def test_what_is_written_until_the_end_is_known_is_read() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
     class Late(Status):
-        is_closed = False  # type: ignore[assignment]
-
         def __init__(self) -> None:
-            self.result = None
+            self._users, self._unclosed = set(), []
 
         def fileno(self) -> int:
             return ours.fileno()
