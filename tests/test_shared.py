@@ -36,7 +36,7 @@ def read(process: muontrap.Process) -> None:
 @pytest.mark.parametrize("way", [wait, communicate, read])
 def test_a_thread_that_waits_sees_the_end_whoever_closes_it(way: Any) -> None:
     """The next launch has the number of the descriptor at once: it would wait for that command's end."""
-    for _ in range(40):
+    for _ in range(25):
         process = (ENDING if way is wait else TALKING).launch()
 
         def use(process: muontrap.Process = process) -> None:
@@ -57,7 +57,7 @@ def test_a_thread_that_waits_sees_the_end_whoever_closes_it(way: Any) -> None:
 
 
 def test_a_thread_that_waits_for_callbacks_sees_the_end_too() -> None:
-    for _ in range(40):
+    for _ in range(25):
         process = TALKING.launch(on_stdout=lambda _: None)
         thread = threading.Thread(target=process.wait, daemon=True)
         thread.start()

@@ -378,9 +378,9 @@ class Process:
             if self.reader:
                 self.reader.close()
             try:
-                self._status.close()  # first: who waits in another thread is not to read from others' pipes
+                self._status.close()
             finally:
-                self._pipes.close()
+                self._status.close_unused(self._pipes.close)
                 self._is_closed = True
 
 

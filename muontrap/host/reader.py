@@ -37,10 +37,14 @@ def chunks(
 
     What was yielded is handled when the next is asked for: between two, nothing is read.
     """
-    if status.is_closed:
-        raise _closed(status)
-    # Descriptors of our own: another thread may close the process, and open others under their numbers.
-    own = {os.dup(fd): target for target in targets if (fd := pipes.fd(target)) is not None}
+    user = status.use()
+    try:
+        if status.is_closed:
+            raise _closed(status)
+        # Descriptors of our own: another thread may close the process, and open others under their numbers.
+        own = {os.dup(fd): target for target in targets if (fd := pipes.fd(target)) is not None}
+    finally:
+        status.leave(user)
     fds, size = dict(own), min(pipes.window, _MOST)
     for fd, target in own.items():
         pipes.iterated[fd] = target

@@ -39,7 +39,7 @@ def forest_host(*, line: list[str], soft: int, hard: int | None, way: str) -> No
 @pytest.mark.parametrize("limits", [(64, 64), (64, None)], ids=["hard", "soft"])
 @pytest.mark.parametrize("way", ["host", "guard", "guard-and-host", "stop", "exit"])
 def test_more_processes_than_descriptors(arena: Arena, way: str, limits: tuple[int, int | None]) -> None:
-    script = FOREST.format(count=150, end="exit 3" if way == "exit" else "wait")
+    script = FOREST.format(count=60, end="exit 3" if way == "exit" else "wait")
     line = ["/bin/sh", "-c", script, str(arena.ready)]
     started = arena.host(forest_host, line=line, soft=limits[0], hard=limits[1], way=way)
     started.hear()
@@ -108,7 +108,7 @@ def sweeping_host(*, line: list[str]) -> None:
 
 def test_the_dead_take_nobodys_place_in_the_hosts_own_sweep(arena: Arena) -> None:
     """Nobody reaps them, and there are more than descriptors; it can't see the end, but kill all it can."""
-    line = ["/bin/sh", "-c", FOREST.format(count=100, end="wait"), str(arena.ready)]
+    line = ["/bin/sh", "-c", FOREST.format(count=60, end="wait"), str(arena.ready)]
     started = arena.host(sweeping_host, line=line)
     started.hear()
     arena.wait_ready()
