@@ -100,7 +100,8 @@ class Exchange:
     def until_end(self, deadline: float | None) -> bool:
         """Read and write until nothing of the command is left; False when the deadline has passed before."""
         try:
-            return not self._is_too_late and self._move(deadline)
+            with self._status.use():
+                return not self._is_too_late and self._move(deadline)
         except TooLate:
             self._is_too_late = True
             return False
@@ -112,13 +113,6 @@ class Exchange:
                 sink.tick = tick
 
     def _move(self, deadline: float | None) -> bool:
-        user = self._status.use()
-        try:
-            return self._move_in_use(deadline)
-        finally:
-            self._status.leave(user)
-
-    def _move_in_use(self, deadline: float | None) -> bool:
         word = self._status.fileno()
         poll = poll_for([word, *self._open])
         stdin = self._pipes.fd(0) if self._input else None

@@ -325,15 +325,12 @@ class Process:
             raise RuntimeError("a callback can't wait for its own command, which waits for the callback")
         if deadline is None and self.reader.is_within_pump:
             raise RuntimeError("this finalizer can't wait: it has interrupted what calls callbacks")
-        user = self._status.use()
-        try:
+        with self._status.use():
             while not self.reader.is_done:
                 fd = self.reader.fileno()
                 left = None if deadline is None else deadline - time.monotonic()
                 if fd >= 0 and not wait_readable([fd], left):
                     return False
-        finally:
-            self._status.leave(user)
         self._is_told = True
         self.reader.check()
         return self._status.has_ended()

@@ -37,14 +37,11 @@ def chunks(
 
     What was yielded is handled when the next is asked for: between two, nothing is read.
     """
-    user = status.use()
-    try:
+    with status.use():
         if status.is_closed:
             raise _closed(status)
         # Descriptors of our own: another thread may close the process, and open others under their numbers.
         own = {os.dup(fd): target for target in targets if (fd := pipes.fd(target)) is not None}
-    finally:
-        status.leave(user)
     fds, size = dict(own), min(pipes.window, _MOST)
     for fd, target in own.items():
         pipes.iterated[fd] = target
@@ -96,13 +93,10 @@ def _has_ended(command: Command, status: Status, poll: select.poll, *, waits: bo
     while True:
         deadline = patience.deadline if patience else None
         until = status.sooner(deadline if waits else now)
-        user = status.use()
-        try:
+        with status.use():
             if status.is_closed:
                 raise _closed(status)
             events = poll.poll(poll_ms(None if until is None else until - time.monotonic()))
-        finally:
-            status.leave(user)
         if status.is_closed:
             raise _closed(status)
         if any(fd == status.fileno() for fd, _ in events) and status.has_ended():

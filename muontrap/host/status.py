@@ -35,6 +35,26 @@ class NotPlaced(OSError):
     """There could be no cgroup for a command that can do without."""
 
 
+class Use:
+    """The time in which somebody uses a command's descriptors.
+
+    Another thread, or a signal's handler, may close the command, and another's descriptor have the number
+    at once: that would be waited for, or signalled.
+    """
+
+    __slots__ = ("_status",)
+
+    def __init__(self, status: Status) -> None:
+        self._status = status
+
+    def __enter__(self) -> None:
+        self._status._users.add(self)
+
+    def __exit__(self, *_: object) -> None:
+        self._status._users.discard(self)
+        self._status._close_unused()
+
+
 class Status:
     """What is known of a command, and how to ask for its end. For any thread.
 
@@ -65,7 +85,7 @@ class Status:
         self._command = command
         self._lock = threading.RLock()
         self._answers: list[Answer] = []  # what has come and was not taken
-        self._users: set[object] = set()  # of descriptors, which are not closed meanwhile
+        self._users: set[Use] = set()
         self._unclosed: list[Callable[[], object]] = []
         self._stuck_at: float | None = time.monotonic() + STUCK_AFTER
         _all.add(weakref.ref(self, _all.discard))
@@ -84,20 +104,9 @@ class Status:
         """Return the descriptor on which the guard's words come, -1 when closed."""
         return -1 if self.is_closed else self._channel.fileno()
 
-    def use(self) -> object:
-        """Let no descriptor be closed until `leave` gets what this returns.
-
-        Another thread, or a signal's handler, may close the command, and another's descriptor have the
-        number at once: that would be waited for, or signalled.  Whoever uses one asks for it after this.
-        """
-        user = object()
-        self._users.add(user)
-        return user
-
-    def leave(self, user: object) -> None:
-        """Use no descriptor any more."""
-        self._users.discard(user)
-        self._close_unused()
+    def use(self) -> Use:
+        """Return a context in which no descriptor is closed, to be asked for within."""
+        return Use(self)
 
     def close_unused(self, close: Callable[[], object]) -> None:
         """Close something as soon as nobody uses a descriptor."""
@@ -165,24 +174,18 @@ class Status:
         """Wait until there may be something for `has_ended`; False when the deadline has passed before."""
         until = self.sooner(deadline)
         left = None if until is None else until - time.monotonic()
-        user = self.use()
-        try:
+        with self.use():
             word = self.fileno()
             # Another thread may have closed it since it was asked for the end, which is known then.
             return word < 0 or bool(wait_readable([word], left)) or not self.is_late(deadline)
-        finally:
-            self.leave(user)
 
     def send_signal(self, signum: int) -> None:
         """Send a signal to the main process, if it has not ended."""
         self.check_here()
-        user = self.use()
-        try:
+        with self.use():
             pidfd = self.pidfd  # once: a signal's handler may close it
             if pidfd >= 0:
                 pidfd_send_signal(pidfd, signum)
-        finally:
-            self.leave(user)
 
     def sooner(self, deadline: float | None) -> float | None:
         """Return until when to wait for a word: the deadline, or when a guard's silence is one."""
