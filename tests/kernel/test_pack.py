@@ -23,7 +23,7 @@ def tree() -> Iterator[list[int]]:
         (child,) = children(root.pid)
         (grandchild,) = children(child)
         yield [root.pid, child, grandchild]
-        for pid in grandchild, child, root.pid:
+        for pid in root.pid, child, grandchild:  # each waits for the next, and is there till then
             os.kill(pid, 9)
 
 
