@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 # Deaths wake the guard by SIGCHLD; who is not its child is looked for again after 1 ms, 2 ms, ...
 _FIRST_PAUSE, _LONGEST_PAUSE, _OVERDUE_PAUSE = 0.001, 0.02, 0.25
 
-# The kernel may refuse to remove a cgroup for a moment after it is empty.
-_REMOVAL_BOUND = 0.3
+# The kernel may refuse to remove a cgroup for a moment after it is empty: tried so often, 1 ms apart.
+_MOST_REMOVALS = 250
 # From an event "out of memory" of v1 to the kill that it announces.
 _OOM_BOUND = 0.5
 _OOM_PAUSE = 0.002
@@ -44,7 +44,7 @@ class Command:
     terminal: tuple[int, int] | None = None  # (descriptor, the host's process group)
     not_permitted: Mapping[int, int] = {}  # pid -> start of what could not be signalled
     _ended: Ended | None = None
-    _removed_by = 0.0
+    _removals = 0
     _oom_until = 0.0
     _look_at = 0.0
     _exited = False
@@ -313,7 +313,7 @@ class Command:
         )
         if self.placed and self._escalation.state == "gone":
             self._ended = ended
-            self._removed_by = now + (0.0 if self.leaves_rest else _REMOVAL_BOUND)
+            self._removals = 1 if self.leaves_rest else _MOST_REMOVALS
             self._finish(now)
         else:
             self.tell(ended)
@@ -321,7 +321,8 @@ class Command:
     def _finish(self, now: float) -> None:
         """Tell the host the end when the cgroup is removed, or will not be for long."""
         if self._ended and self.placed:
-            if self.placed.group.remove() or now >= self._removed_by:
+            self._removals -= 1
+            if self.placed.group.remove() or self._removals <= 0:
                 self.tell(self._ended)
                 self._ended = None
             else:

@@ -42,6 +42,8 @@ ACTIONS = (
 # Nothing has died or appeared for this long (s) after SIGKILL: what is left is in uninterruptible
 # sleep (state D).  Short enough for the bound of `run(timeout=)`: grace + 0.5 s.
 KILL_BOUND = 0.4
+# It passes in ticks: of the time in which the whole machine stood still, which lets nothing die, it is one.
+_TICKS = 16
 
 _ENDING: dict[str, Row] = {
     "killing": {
@@ -122,12 +124,13 @@ KILL_MODES = tuple(TABLES)
 class Escalation:
     """One command on its way to the end. Times are seconds of any one monotonic clock."""
 
-    __slots__ = ("_delay", "_table", "deadline", "state")
+    __slots__ = ("_delay", "_table", "_ticks", "deadline", "state")
     state: str
 
     def __init__(self, kill_mode: str, delay_to_sigkill: float) -> None:
         self._table = TABLES[kill_mode]
         self._delay = delay_to_sigkill
+        self._ticks = 0  # left of the bound
         self.state = "running"
         self.deadline: float | None = None
 
@@ -141,7 +144,7 @@ class Escalation:
 
         "late" before the deadline, and "stop" after the end, are no events: they change nothing.
         """
-        if event == "late" and (self.deadline is None or now < self.deadline):
+        if event == "late" and not self._is_late(now):
             return ""
         if self.state == "gone" and event in ("stop", "kill"):
             return ""
@@ -151,7 +154,7 @@ class Escalation:
             end = now + (self._delay if delay is None else delay)
             self.deadline = end if self.deadline is None else min(self.deadline, end)
         elif self.state == "killing" and before != "killing":
-            self.deadline = now + KILL_BOUND
+            self._begin_bound(now)
         elif self.state in ("overdue", "gone"):
             self.deadline = None
         return action
@@ -159,4 +162,17 @@ class Escalation:
     def progress(self, now: float) -> None:
         """Something died or appeared after SIGKILL: the bound begins anew."""
         if self.state == "killing":
-            self.deadline = now + KILL_BOUND
+            self._begin_bound(now)
+
+    def _begin_bound(self, now: float) -> None:
+        self._ticks = _TICKS
+        self.deadline = now + KILL_BOUND / _TICKS
+
+    def _is_late(self, now: float) -> bool:
+        if self.deadline is None or now < self.deadline:
+            return False
+        if self.state == "killing":
+            self._ticks -= 1
+            self.deadline = now + KILL_BOUND / _TICKS
+            return self._ticks <= 0
+        return True

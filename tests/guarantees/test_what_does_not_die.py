@@ -152,6 +152,32 @@ def test_run_returns_although_the_guard_says_nothing(arena: Arena) -> None:
     arena.wait_left(own(arena, host))
 
 
+def standstill_host(*, line: list[str]) -> None:
+    process = muontrap.Launcher(line).launch()
+    hello: Any = muontrap.host.link._links.current
+    hear()
+    process.kill()
+    say(pids=(hello.hello.watch_pid, hello.hello.guard_pid))
+    hear()
+    say(returncode=process.wait(30), unkillable=process.result.unkillable)
+
+
+def test_time_in_which_the_machine_stood_still_is_none_in_which_nothing_died(arena: Arena) -> None:
+    """As when a virtual machine is moved: command, guard and watch all go on at the same time."""
+    with freezer(arena) as line:
+        host = arena.host(standstill_host, line=line)
+        wait_frozen(arena)
+        pids = host.ask("kill")["pids"]
+        time.sleep(0.1)  # the guard has seen that the command does not die at once
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(0.5)
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        arena.ledger.freeze(frozen=False)
+        assert host.ask("wait") == {"returncode": -signal.SIGKILL, "unkillable": []}
+
+
 def root_host(*, line: list[str]) -> None:
     """A command of root's is not this host's to signal; one before and one after it have nothing of it."""
     before = muontrap.Launcher(["/bin/sleep", "1000"]).launch()

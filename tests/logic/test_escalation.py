@@ -105,13 +105,22 @@ def test_late_is_not_early(mode: str, now: float, delay: float, part: float) -> 
     assert machine.fire("late", now + delay).startswith("kill-")
 
 
+def wait_for(machine: Escalation) -> tuple[str, float]:
+    """Wake up at each deadline; return what comes of it, and when."""
+    while machine.deadline is not None:
+        at = machine.deadline
+        if action := machine.fire("late", at):
+            return action, at
+    return "", math.inf
+
+
 @MODES
 @given(now=TIMES, at=TIMES)
 def test_late_means_nothing_without_a_deadline(mode: str, now: float, at: float) -> None:
     machine = Escalation(mode, 0.5)
     assert (machine.fire("late", at), machine.state) == ("", "running")
     machine.stop(now, 0.0)
-    machine.fire("late", now + KILL_BOUND)
+    assert wait_for(machine)[0] == "report-overdue"
     assert (machine.fire("late", math.inf), machine.state) == ("", "overdue")
 
 
@@ -129,10 +138,25 @@ def test_progress_begins_the_bound_anew(mode: str, now: float, times: list[float
     for step in times:
         now += step
         machine.progress(now)
-    assert machine.deadline == pytest.approx(now + KILL_BOUND)
-    assert machine.fire("late", machine.deadline) == "report-overdue"
-    machine.progress(machine.deadline or now)
+    assert wait_for(machine) == ("report-overdue", pytest.approx(now + KILL_BOUND))
+    machine.progress(now)
     assert (machine.state, machine.deadline) == ("overdue", None)
+
+
+@MODES
+@given(now=TIMES, before=st.integers(0, 14), stood_still=st.floats(KILL_BOUND, 100))
+def test_time_in_which_the_machine_stands_still_counts_little(
+    mode: str, now: float, before: int, stood_still: float
+) -> None:
+    machine = Escalation(mode, 1.0)
+    machine.stop(now, 0.0)
+    for _ in range(before):
+        now = machine.deadline or 0.0
+        assert machine.fire("late", now) == ""
+    then = now + stood_still
+    assert machine.fire("late", then) == ""
+    left = KILL_BOUND * (15 - before) / 16
+    assert wait_for(machine) == ("report-overdue", pytest.approx(then + left))
 
 
 @MODES
@@ -141,7 +165,10 @@ def test_nothing_else_moves_the_bound(mode: str, event: str) -> None:
     machine = Escalation(mode, 1.0)
     machine.stop(10.0, 0.0)
     machine.fire(event, 10.3)
-    assert machine.deadline == (10.0 + KILL_BOUND if machine.state == "killing" else None)
+    if machine.state == "killing":
+        assert wait_for(machine) == ("report-overdue", pytest.approx(10.0 + KILL_BOUND))
+    else:
+        assert machine.deadline is None
 
 
 @given(now=TIMES, delay=st.floats(0.001, 100), asked=st.floats(0.001, 100))
@@ -194,6 +221,7 @@ class Run(RuleBasedStateMachine):
         self.asked: list[float] = []  # when SIGKILL was asked for, at the latest
         self.first_kill = math.inf
         self.last_change = math.inf  # since SIGKILL: something died or appeared
+        self.stood_still: list[float] = []  # s each, since then
         self.overdue_at: float | None = None
         self.gone_at: float | None = None
         self.alive_seen: set[int] = set()
@@ -207,6 +235,14 @@ class Run(RuleBasedStateMachine):
             self.now = max(self.now, at)
             self._settle()
         self.now = end
+        self._settle()
+
+    @rule(dt=st.sampled_from([0.1, 0.4, 3.0]))
+    def the_machine_stands_still(self, dt: float) -> None:
+        for proc in self.procs:
+            proc.dies_at += dt
+        self.stood_still.append(dt)
+        self.now += dt
         self._settle()
 
     @precondition(lambda self: self.gone_at is None)
@@ -261,10 +297,11 @@ class Run(RuleBasedStateMachine):
 
     @invariant()
     def overdue_is_reported_in_time(self) -> None:
+        bound = self.last_change + KILL_BOUND
         if self.machine.state == "killing":
-            assert self.now < self.last_change + KILL_BOUND
+            assert self.now < bound + sum(self.stood_still) + 1e-6
         if self.overdue_at is not None:
-            assert self.overdue_at == pytest.approx(self.last_change + KILL_BOUND)
+            assert bound - 1e-6 <= self.overdue_at <= bound + sum(self.stood_still) + 1e-6
 
     @invariant()
     def gone_means_gone(self) -> None:
@@ -335,7 +372,7 @@ class Run(RuleBasedStateMachine):
             changed, self.alive_seen = alive != self.alive_seen, alive
             if changed:
                 if self.machine.state == "killing":
-                    self.last_change = self.now
+                    self.last_change, self.stood_still = self.now, []
                 self.machine.progress(self.now)
             if not alive:
                 self._perform(self.machine.fire("empty", self.now))
@@ -363,6 +400,8 @@ class Run(RuleBasedStateMachine):
         elif action == "report-overdue":
             assert self.overdue_at is None
             self.overdue_at = self.now
+            awake = KILL_BOUND * (1 - (len(self.stood_still) + 1) / 16)
+            assert not [p for p in self.procs if p.alive and p.killed and p.kill_lag < awake]
         elif action in ("report", "forget"):
             assert (action == "forget") == (self.overdue_at is not None)
             self.gone_at = self.now
@@ -370,6 +409,7 @@ class Run(RuleBasedStateMachine):
     def _begin_to_kill(self) -> None:
         assert self.first_kill == math.inf, "SIGKILL begins once"
         self.first_kill = self.last_change = self.now
+        self.stood_still = []
 
     def _signal(self, procs: list[Proc]) -> None:
         assert any(p.alive for p in procs) or self.exited, "a signal to what is dead"
