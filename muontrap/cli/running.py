@@ -52,6 +52,8 @@ def _run(arguments: argparse.Namespace, signals: _Signals, inherited: list[int])
     from muontrap.host.results import TimeoutExpired
 
     terminal = Terminal.find()
+    if terminal:
+        signals.take(signal.SIGTSTP, signal.SIGWINCH)
     try:
         launcher = Launcher(arguments.command, **_options(arguments, terminal, inherited))
         with signals.launch(launcher, arguments.timeout) as process:
@@ -98,8 +100,6 @@ class _Watcher:
         if arguments.timeout is not None:
             self._deadline = time.monotonic() + arguments.timeout
         self._stops = 0
-        if terminal:
-            signals.take(signal.SIGTSTP, signal.SIGWINCH)
 
     def until_end(self) -> CompletedProcess:
         """Return the result when nothing of the command is left."""
