@@ -21,8 +21,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# After the longest grace, a guard that is alive needs milliseconds: it is stuck.
-_STUCK_AFTER = 1.0
+# After the longest grace, a guard that is alive needs milliseconds: after so many ticks (of s) it is stuck.
+# Of the time in which the whole machine stood still, which held the guard up as well, it is one.
+_STUCK_TICKS, _TICK = 10, 0.1
 _TAG_BOUND = 5.0
 
 
@@ -55,16 +56,20 @@ class Watch:
         poll.register(self._host, select.POLLIN)
         poll.register(self._signals, select.POLLIN)
         deadline: float | None = None
+        ticks = _STUCK_TICKS
         while (status := self._guard_status()) is None:
             timeout = None if deadline is None else min(max(0.0, deadline - time.monotonic()), 1e6) * 1000
             ready = [fd for fd, _ in poll.poll(timeout)]
             signals.drain(self._signals)
             if self._host in ready:
                 poll.unregister(self._host)
-                deadline = time.monotonic() + self._longest_grace() + _STUCK_AFTER
+                deadline = time.monotonic() + self._longest_grace()
             elif deadline is not None and time.monotonic() >= deadline:
-                os.kill(self._guard_pid, signals.SIGKILL)
-                deadline = None
+                if ticks:
+                    ticks, deadline = ticks - 1, time.monotonic() + _TICK
+                else:
+                    os.kill(self._guard_pid, signals.SIGKILL)
+                    deadline = None
         if status == 0:
             return  # it finished in order: what is left now was left alone on purpose
         self._kill_all()

@@ -178,6 +178,32 @@ def test_time_in_which_the_machine_stood_still_is_none_in_which_nothing_died(are
         assert host.ask("wait") == {"returncode": -signal.SIGKILL, "unkillable": []}
 
 
+def spared_host(*, line: list[str]) -> None:
+    process = muontrap.Launcher(line, delay_to_sigkill=0.5, kill_mode="process").launch()
+    hello: Any = muontrap.host.link._links.current
+    say(pids=(hello.hello.watch_pid, hello.hello.guard_pid))
+    hear()
+    process.close()
+
+
+def test_a_guard_that_stood_still_with_its_watch_is_not_stuck(arena: Arena) -> None:
+    """Killed, it could not tell the watch what was to be left alone."""
+    pid = f"{arena.folder}/pid"
+    daemon = f"setsid sh -c 'echo $$ >{pid}; echo ready >{arena.ready}; exec sleep 1000' &"
+    host = arena.host(spared_host, line=["sh", "-c", f"trap '' TERM; {daemon} exec sleep 1000"])
+    watch, guard = host.hear()["pids"]
+    arena.wait_ready()
+    host.signal(signal.SIGKILL)
+    time.sleep(0.2)  # both know of its death, and the grace runs
+    for each in watch, guard:
+        os.kill(each, signal.SIGSTOP)
+    time.sleep(1.8)
+    for each in watch, guard:
+        os.kill(each, signal.SIGCONT)
+    arena.wait_dead(watch)
+    assert arena.left() == {int(read_text(pid))}
+
+
 def root_host(*, line: list[str]) -> None:
     """A command of root's is not this host's to signal; one before and one after it have nothing of it."""
     before = muontrap.Launcher(["/bin/sleep", "1000"]).launch()
