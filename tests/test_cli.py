@@ -892,6 +892,33 @@ def test_what_the_terminal_sends_before_the_command_has_it(signum: str) -> None:
         assert session.event() == ended(128 + signal.SIGQUIT)
 
 
+EARLY = """
+import signal, sys
+from muontrap.cli import main, running
+ready = sys.argv.pop(1)
+launch = running._Signals.launch
+def then_a_signal(*args):
+    process = launch(*args)
+    open(ready).read()
+    signal.raise_signal(signal.SIGTSTP)
+    return process
+running._Signals.launch = then_a_signal
+sys.exit(main())
+"""
+
+
+def test_what_is_typed_as_soon_as_there_is_a_command_stops_it(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    os.mkfifo(ready)
+    script = f"trap 'echo \"<CONT>\"' CONT; echo >{ready}; while :; do sleep 60 & wait; done"
+    with Session(sys.executable, "-c", EARLY, str(ready), "run", "--", "sh", "-c", script) as session:
+        assert session.event() == stopped()
+        session.order("fg")
+        session.expect("<CONT>")
+        session.type("\x1c")
+        assert session.event() == ended(128 + signal.SIGQUIT)
+
+
 @pytest.mark.slow
 def test_a_timeout_while_suspended() -> None:
     script = "trap 'exit 7' TERM; echo $PPID; while :; do sleep 60 & wait; done"
