@@ -30,6 +30,8 @@ _TRIES = 50
 # Between two strikes at an abandoned group.
 _PAUSE_MS = 5
 _STRIKES = 40
+# Looks at who is in a group, each of which opens those that are new.
+_ROUNDS = 5
 
 
 class Directory:
@@ -198,15 +200,26 @@ class Group:
         return found.union(*(directory.pids() for directory in self._directories))
 
     def members(self) -> Iterator[Held]:
-        """Yield the processes that are in any of them, opened."""
+        """Yield the processes that are in any of them, opened.
+
+        Raises:
+            OSError: these are not all, for want of descriptors, or as they fork and exit too fast (`EAGAIN`).
+        """
         with Pack() as opened:
-            opened.take(map(Held.open, self.pids()))
-            pids = self.pids()  # again, for now none can become another's any more
+            pids = self.pids()
+            for _ in range(_ROUNDS):
+                opened.take(map(Held.open, pids.difference(held.pid for held in opened)))
+                pids = self.pids()  # again, for now none can become another's any more
+                missed = pids.difference(held.pid for held in opened)
+                if opened.lacking or not missed:
+                    break
             members = [held for held in opened if held.pid in pids]
             opened[:] = [held for held in opened if held.pid not in pids]
             yield from members
             if opened.lacking:
                 raise opened.lacking
+            if missed:
+                raise OSError(errno.EAGAIN, "processes come and go", self._directories[0].path)
 
     def is_in_use(self) -> bool:
         """Tell whether a process is in any of them, or may be: no descriptor is left to read that with."""

@@ -71,8 +71,9 @@ class Pack(list[Held]):
     """Processes held together, and let go of together.
 
     Attributes:
-        lacking: None if these are all that were looked for; else what there were too few descriptors for:
-            when those that are held are dead, and let go of, the next look finds more.
+        lacking: None if these are all that were looked for; else why not: there were too few descriptors
+            (when those that are held are dead, and let go of, the next look finds more), or they forked
+            and exited too fast (`EAGAIN`).
     """
 
     lacking: OSError | None = None
@@ -88,12 +89,13 @@ class Pack(list[Held]):
                     here.add(held.pid)
                     self.append(held)
         except OSError as error:
-            if error.errno not in NO_MORE:
+            if error.errno not in (*NO_MORE, errno.EAGAIN):
                 raise
             self.lacking = error
-            for held in self[-_SPARE:]:
-                held.close()
-            del self[-_SPARE:]
+            if error.errno in NO_MORE:
+                for held in self[-_SPARE:]:
+                    held.close()
+                del self[-_SPARE:]
 
     def __enter__(self) -> Pack:
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from muontrap.containment.groups import Group
 from muontrap.containment.processes import Held, Pack, children, descendants, room
 
 
@@ -76,3 +78,40 @@ def test_a_pack_says_what_it_lacks_and_leaves_room(tree: list[int], free: int) -
             os.close(fd)
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
     assert os.listdir("/proc/self/fd") == files
+
+
+class Reading:
+    """In the place of a group's directory: who is in it, one time after the other."""
+
+    path = "/somewhere"
+
+    def __init__(self, *times: set[int]) -> None:
+        self._times = list(times)
+
+    def pids(self) -> set[int]:
+        return self._times.pop(0) if len(self._times) > 1 else self._times[0]
+
+
+def test_who_comes_to_a_group_while_it_is_read_is_a_member(tree: list[int]) -> None:
+    """A link of a chain that forks and exits: it has come, and the one that was there before is gone."""
+    first, second, third = tree
+    with Pack() as pack:
+        pack.take(Group([Reading({first}, {second}, {second})]).members())  # type: ignore[list-item]
+        assert [held.pid for held in pack] == [second]
+        assert not pack.lacking
+    with Pack() as pack:
+        readings = [{first}, {second}, {third}] * 5
+        pack.take(Group([Reading({first}, {second, third}, *readings)]).members())  # type: ignore[list-item]
+        assert {held.pid for held in pack} == {first}
+        assert not pack.lacking
+
+
+def test_a_group_that_is_never_twice_the_same_is_not_known(tree: list[int]) -> None:
+    gone = max(tree)
+    times = [{gone + number} for number in range(1, 100)]
+    with Pack() as pack:
+        pack.take(map(Held.open, tree))
+        pack.take(Group([Reading(*times)]).members())  # type: ignore[list-item]
+        assert pack.lacking
+        assert pack.lacking.errno == errno.EAGAIN
+        assert [held.pid for held in pack] == tree
