@@ -169,6 +169,7 @@ class Escalation:
         self.deadline = now + KILL_BOUND / _TICKS
 
     def _is_late(self, now: float) -> bool:
+        """Tell whether the deadline has passed; of the bound, one tick has, and the next begins."""
         if self.deadline is None or now < self.deadline:
             return False
         if self.state == "killing":

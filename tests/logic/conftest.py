@@ -4,12 +4,12 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-FEW = 30 if os.environ.get("MUONTRAP_TEST_PAIRS") == "few" else 100
+EXAMPLES = 30 if os.environ.get("MUONTRAP_TEST_PAIRS") == "few" else 100
 
 settings.register_profile(
     "muontrap",
     deadline=None,  # of one example: the machine may be busy
-    max_examples=1000 if os.environ.get("MUONTRAP_FULL") else FEW,
+    max_examples=1000 if os.environ.get("MUONTRAP_FULL") else EXAMPLES,
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("muontrap")

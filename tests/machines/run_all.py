@@ -44,7 +44,8 @@ MORE = {  # when they are asked for: each takes minutes
 THIS = "this machine"
 AT_ONCE = int(os.environ.get("MUONTRAP_MACHINES_AT_ONCE", "2"))
 DEADLINE = 900  # seconds, for one machine
-NONE_COLLECTED = 5  # pytest's exit status; also when all modules were skipped
+# pytest's exit statuses: tests have failed; there are none, also when all modules were skipped
+FAILED, NONE_COLLECTED = 1, 5
 
 
 class Report(NamedTuple):
@@ -123,8 +124,8 @@ def run_again(before: Report, folder: Path) -> Report:
     parts = (test.partition("::") for test in sorted(before.failed))
     again = run_one(before.name, folder, [f"{at.replace('.', '/')}.py::{name}" for at, _, name in parts])
     print(f"{before.name}: failed, then passed: {', '.join(sorted(again.passed)) or 'none'}")
-    seconds = before.seconds + again.seconds
-    return again._replace(seconds=seconds, passed=before.passed | again.passed, skipped=before.skipped)
+    passed, failed = before.passed | again.passed, before.failed - again.passed
+    return Report(before.name, again.status, before.seconds + again.seconds, passed, failed, before.skipped)
 
 
 def never_run(reports: Iterable[Report]) -> dict[str, str]:
@@ -163,7 +164,7 @@ def main() -> int:
         raise SystemExit(f"no such machine: {', '.join(unknown)}; there are {', '.join(MACHINES | MORE)}")
     with tempfile.TemporaryDirectory(prefix="machines-") as folder, ThreadPoolExecutor(AT_ONCE) as pool:
         first = list(pool.map(lambda name: run_one(name, Path(folder)), chosen))
-        reports = [run_again(report, Path(folder)) if report.failed else report for report in first]
+        reports = [run_again(each, Path(folder)) if each.status == FAILED else each for each in first]
     wrong = summary(reports, whole=not sys.argv[1:])
     print(*wrong, sep="\n")
     passed, failed, skipped = (sum(map(len, tests)) for tests in zip(*(r[3:] for r in reports), strict=True))
