@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -39,12 +38,12 @@ while True:
     except BlockingIOError:
         pass
 """
-# Seconds of CPU, its start included.
+# Seconds of CPU that it had when it had started, and in all, and what part of a CPU it had in between.
 SPINNER = """
-import time
-while time.process_time() < {cpu}:
+start, begin = time.process_time(), time.monotonic()
+while (used := time.process_time()) < {cpu}:
     pass
-print(time.process_time())
+print(start, used, (used - start) / (time.monotonic() - begin))
 """
 
 
@@ -143,21 +142,21 @@ def test_an_older_oom_kill_in_a_group_is_no_evidence(ground: Ground) -> None:
 
 @pytest.mark.needs("cpu")
 def test_cpu_hog_gets_half_of_a_cpu(ground: Ground) -> None:
-    """Within 10 points; less only where the machine had no more to give, and so nothing to hold back."""
-    begin = time.monotonic()
+    """Within 10 points; less only where the machine had no more to give, which it has in one of five goes."""
     line = [*PYTHON, SPINNER.format(cpu=1 if IS_UML else 3)]
-    result = ground.run(*line, limits={"cpu_max": 0.5})
-    wall = time.monotonic() - begin
-    used = float(result.stdout)
-    figures = result.cgroup
-    assert figures
-    assert figures.cpu_periods
-    assert figures.cpu_throttled_periods is not None
-    assert used / wall <= 0.6
-    was_held_back = figures.cpu_throttled_periods >= 0.9 * figures.cpu_periods
-    assert used / wall >= 0.4 or not was_held_back
-    if figures.cpu_usage is not None:
-        assert figures.cpu_usage == pytest.approx(used, rel=0.1)
+    for _ in range(5):
+        result = ground.run(*line, limits={"cpu_max": 0.5})
+        start, used, part = map(float, result.stdout.split())
+        figures = result.cgroup
+        assert figures
+        assert figures.cpu_periods
+        assert figures.cpu_throttled_periods is not None
+        if figures.cpu_usage is not None:  # it joins its group before its start, but after its birth
+            assert 0.9 * (used - start) <= figures.cpu_usage <= 1.1 * used
+        assert part <= 0.6
+        if part >= 0.4:
+            return
+    pytest.fail(f"{part:.2f} of a CPU: the limit is lower than was asked for")
 
 
 @pytest.mark.needs("cpuset")
