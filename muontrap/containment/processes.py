@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # hides one of another user, which is found as long as its parent is not: then it is the guard's child.
 GONE = (FileNotFoundError, ProcessLookupError, PermissionError)
 _READ_SIZE = 8192
+_SIGSTOP = 19
 # This process can have no more descriptors, or no process can.
 NO_MORE = (errno.EMFILE, errno.ENFILE)
 # For who looks at those that are held: a file of /proc, and one more.
@@ -195,17 +196,28 @@ def read_children(fd: int) -> list[int]:
     return parse_children(text)
 
 
-def descendants(roots: Iterable[Held]) -> Iterator[Held]:
+def descendants(
+    roots: Iterable[Held], known: set[int] | None = None, *, stop: bool = False
+) -> Iterator[Held]:
     """Yield what hangs below the roots, opened; without them.
 
     A pid from a list of children may be another's by the time it is opened: it counts only if it
     is then a child of a parent that has not been reaped.  Otherwise it was adopted meanwhile, and
     the next pass finds it.
+
+    Args:
+        roots: where to begin.
+        known: pids that are passed over; those that are found are added.
+        stop: send SIGSTOP to each before its children are listed: then it is there to the end, and
+            forks no more, but for a fork(2) that is under way (F63).
     """
     parents = list(roots)
-    known = {held.pid for held in parents}
+    known = set() if known is None else known
+    known.update(held.pid for held in parents)
     while parents:
         parent = parents.pop()
+        if stop:
+            send([parent], _SIGSTOP)
         for pid in children(parent.pid):
             child = None if pid in known else Held.open_if(pid, partial(_is_child, pid, parent))
             if child:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from _functools import partial  # type: ignore[import-not-found]  # `functools` itself imports much more
@@ -61,8 +62,11 @@ class TagReader:
     def all(
         self, guard: int, number: int | None = None, *, but: Container[int] = ()
     ) -> Iterator[Held | None]:
-        """Yield, opened, all processes that carry the tag of this guard (and command), but for some pids."""
-        for pid in pids() if self.format else ():
+        """Yield, opened, all processes that carry the tag of this guard (and command), but for some pids.
+
+        The newest come first: they fork and exit soonest.
+        """
+        for pid in reversed(pids()) if self.format else ():
             if pid not in but and self._matches(pid, guard, number):
                 yield self.still(pid, guard, number)
 
@@ -102,7 +106,8 @@ def kill_guardless(reader: TagReader, guard: int, bound: float) -> tuple[int, ..
         The pids that could not be killed; normally none.
 
     Raises:
-        OSError: there are too few descriptors to see whether anything is left.
+        OSError: whether anything is left can't be seen: there are too few descriptors (`EMFILE`,
+            `ENFILE`), or it forks and exits too fast (`EAGAIN`).
     """
     deadline = time.monotonic() + bound
     known_dead: set[int] = set()
@@ -110,8 +115,8 @@ def kill_guardless(reader: TagReader, guard: int, bound: float) -> tuple[int, ..
     passed_over: set[int] = set()  # dead, but not reaped: they would take the place of others
     while True:
         with Pack() as found:
-            found.take(reader.all(guard, but=passed_over))
-            found.take(descendants(found))
+            found.take(_stopped(reader.all(guard, but=passed_over)))
+            found.take(descendants(found, stop=True))  # the children of forks that were under way
             alive = living(found)
             send(found, _SIGKILL)
             # One that was alive when /proc was listed may have forked and died since.
@@ -120,9 +125,24 @@ def kill_guardless(reader: TagReader, guard: int, bound: float) -> tuple[int, ..
             if not alive and not lacking and dead <= known_dead:
                 return ()
             if time.monotonic() > deadline:
-                if lacking and not alive:
-                    raise lacking
+                if not alive:
+                    raise lacking or OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
                 return tuple(alive)
             known_dead = dead
             passed_over = passed_over | dead if found.lacking else set()
             living(found, 0.01 if alive or found.lacking else 0)
+
+
+def _stopped(opened: Iterator[Held | None]) -> Iterator[Held]:
+    """Yield each, and what hangs below it, stopped as soon as it is found.
+
+    What forks and exits all the time would be elsewhere by the time all processes of the machine
+    have been looked at.
+    """
+    known: set[int] = set()
+    for held in opened:
+        if held and held.pid in known:
+            held.close()
+        elif held:
+            yield held
+            yield from descendants([held], known, stop=True)

@@ -231,7 +231,7 @@ class Link:
             left = kill_guardless(self._reader, self.hello.guard_id, max(0.1, deadline - time.monotonic()))
             how = "which has been killed"
         except OSError as error:
-            if error.errno not in NO_MORE:
+            if error.errno not in (*NO_MORE, errno.EAGAIN):
                 raise
             how = f"and whether the watch has killed all of it can't be seen ({error.strerror})"
         said = self._last_words()

@@ -16,7 +16,7 @@ _IN_THE_GUARD = {
     "mark": "program.usable_format = lambda: None",
     # Orphans go to process 1, and nobody looks at what hangs below whom.
     "descent": "program.process.set_child_subreaper = lambda: None; "
-    "family.descendants = tagged.descendants = watch.descendants = lambda roots: []",
+    "family.descendants = tagged.descendants = watch.descendants = lambda *_, **__: []",
     # As before Linux 5.14.
     "cgroup.kill": "write = groups.Directory.write_if_there; groups.Directory.write_if_there = "
     "lambda self, name, value: name != 'cgroup.kill' and write(self, name, value)",

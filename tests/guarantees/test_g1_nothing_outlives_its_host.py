@@ -318,9 +318,10 @@ def test_guard_watch_and_host_killed_at_once_pdeathsig_holds(
     measure(arena.wait_left(bound=WITHIN) - moment)
 
 
-def test_guard_and_watch_killed_at_once_the_host_sweeps(arena: Arena, measure: Measure) -> None:
+@pytest.mark.parametrize("command", ["daemon", "tree-of-sessions", "chain", "fork-bomb"])
+def test_guard_and_watch_killed_at_once_the_host_sweeps(arena: Arena, measure: Measure, command: str) -> None:
     """The guarantee asks for one of guard and watch; with the host alive, it sweeps by itself."""
-    started, _pids = start(arena, "daemon")
+    started, _pids = start(arena, command)
     started.order("wait")
     moment = kill_at_once(arena.the("muontrap-watch"), arena.the("muontrap-guard"))
     assert started.hear(bound=WITHIN) == {"kinds": ["GuardDied"]}

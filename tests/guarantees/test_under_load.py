@@ -76,6 +76,30 @@ def test_nothing_is_left_when_main_ends_by_itself(arena: Arena, command: str) ->
     assert started
 
 
+def waiting_host(*, line: list[str]) -> None:
+    process = muontrap.Launcher(line, delay_to_sigkill=GRACE).launch()
+    hear()
+    try:
+        process.wait()
+    except muontrap.GuardDied as error:
+        say(pids=error.pids)
+    hear()
+
+
+@pytest.mark.usefixtures("busy")
+@pytest.mark.parametrize("command", ["chain", "fork-bomb"])
+def test_the_hosts_own_sweep_leaves_nothing(arena: Arena, command: str) -> None:
+    """Neither guard nor watch is there to adopt what is left."""
+    started = arena.host(waiting_host, line=COMMANDS[command](arena)[0])
+    arena.wait_ready()
+    pair = [arena.the("muontrap-watch"), arena.the("muontrap-guard")]
+    started.order("wait")
+    for pid in pair:
+        os.kill(pid, signal.SIGKILL)
+    assert started.hear() == {"pids": []}
+    arena.assert_left({started.pid, *pair})  # which may be dying
+
+
 def check_rounds(arena: Arena, count: int) -> None:
     started = arena.hosts[0]
     for number in range(count):
