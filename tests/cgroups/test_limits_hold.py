@@ -40,6 +40,7 @@ while True:
 """
 # Seconds of CPU that it had when it had started, and in all, and what part of a CPU it had in between.
 SPINNER = """
+import time
 start, begin = time.process_time(), time.monotonic()
 while (used := time.process_time()) < {cpu}:
     pass
