@@ -110,21 +110,24 @@ def kill_guardless(reader: TagReader, guard: int, bound: float) -> tuple[int, ..
             `ENFILE`), or it forks and exits too fast (`EAGAIN`).
     """
     deadline = time.monotonic() + bound
-    known_dead: set[int] = set()
+    known_dead: set[int] | None = None
     lacking: OSError | None = None
     passed_over: set[int] = set()  # dead, but not reaped: they would take the place of others
     while True:
         with Pack() as found:
-            found.take(_stopped(reader.all(guard, but=passed_over)))
-            found.take(descendants(found, stop=True))  # the children of forks that were under way
+            try:
+                found.take(_stopped(reader.all(guard, but=passed_over), passed_over))
+                # The children of forks that were under way.
+                found.take(descendants(found, set(passed_over), stop=True))
+            finally:
+                send(found, _SIGKILL)
             alive = living(found)
-            send(found, _SIGKILL)
             # One that was alive when /proc was listed may have forked and died since.
             dead = {held.pid for held in found}.difference(alive)
             lacking = found.lacking or lacking if passed_over else found.lacking
-            if not alive and not lacking and dead <= known_dead:
+            if not alive and not lacking and dead <= (known_dead or set()):
                 return ()
-            if time.monotonic() > deadline:
+            if known_dead is not None and time.monotonic() > deadline:
                 if not alive:
                     raise lacking or OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
                 return tuple(alive)
@@ -133,13 +136,13 @@ def kill_guardless(reader: TagReader, guard: int, bound: float) -> tuple[int, ..
             living(found, 0.01 if alive or found.lacking else 0)
 
 
-def _stopped(opened: Iterator[Held | None]) -> Iterator[Held]:
-    """Yield each, and what hangs below it, stopped as soon as it is found.
+def _stopped(opened: Iterator[Held | None], passed_over: set[int]) -> Iterator[Held]:
+    """Yield each, and what hangs below it but for some pids, stopped as soon as it is found.
 
     What forks and exits all the time would be elsewhere by the time all processes of the machine
     have been looked at.
     """
-    known: set[int] = set()
+    known = set(passed_over)
     for held in opened:
         if held and held.pid in known:
             held.close()

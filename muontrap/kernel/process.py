@@ -102,7 +102,6 @@ def _prctl(call: str, option: int, value: int) -> None:
 
 # musl has one prlimit, with 64 bits; glibc's plain one has 32 where long has.
 _prlimit = libc.prlimit64 if hasattr(libc, "prlimit64") else libc.prlimit
-_limit: Any = ffi.new("struct rlimit64 *")
 
 
 def get_limit(pid: int, resource: int) -> tuple[int, int]:
@@ -113,15 +112,13 @@ def get_limit(pid: int, resource: int) -> tuple[int, int]:
 
 
 def get_soft_limit(pid: int, resource: int) -> int | None:
-    """Return the soft limit of `pid`, None where this process may not read it (EPERM).
-
-    Not for two threads at once: it is called for every process of the machine, into one buffer.
-    """
-    if _prlimit(pid, resource, ffi.NULL, _limit) == -1:
+    """Return the soft limit of `pid`, None where this process may not read it (EPERM)."""
+    limit: Any = ffi.new("struct rlimit64 *")
+    if _prlimit(pid, resource, ffi.NULL, limit) == -1:
         if ffi.errno == errno.EPERM:
             return None
         check(-1, "prlimit")
-    soft: int = _limit.rlim_cur
+    soft: int = limit.rlim_cur
     return soft
 
 
