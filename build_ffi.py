@@ -20,6 +20,7 @@ HEADERS = """
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <unistd.h>
@@ -85,6 +86,10 @@ int execve(const char *path, char *const argv[], char *const envp[]);
 
 /* statfs(2): only f_type, the first word, is read */
 int statfs(const char *path, void *buf);
+
+/* statx(2): only stx_mnt_id is read; musl has it since 1.2.5 */
+#define STATX_MNT_ID 4096
+int statx(int directory, const char *path, int flags, unsigned int mask, void *buf);
 """
 
 OUTPUT = Path(__file__).parent / "muontrap" / "kernel" / "_generated_ffi.py"

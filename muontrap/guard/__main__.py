@@ -60,6 +60,8 @@ def main(host_pid: int, thread: int, check_privileges: bool) -> None:
     shared = Shared()
     files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files[1], files[1]))
+    lift(resource.RLIMIT_CPU)
+    lift(resource.RLIMIT_RTTIME)
     # Read when the guard has died; when it is full, the next guard removes what the watch does not.
     places, tell = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     watch_pid = os.getpid()
@@ -78,7 +80,8 @@ def main(host_pid: int, thread: int, check_privileges: bool) -> None:
     os.setpgid(0, 0)
     process.set_name(b"muontrap-guard")
     watch = Held.open(watch_pid)
-    if watch is None or os.getppid() != watch_pid:
+    # Where a filter of seccomp forbids that, nothing could be ended: it is better known now.
+    if watch is None or not process.pidfd_send_signal(watch.fd, 0) or os.getppid() != watch_pid:
         return
     guard = Guard(
         requests=_socket.socket(fileno=_REQUESTS),
@@ -109,6 +112,15 @@ def shed() -> None:
     # What CPython ignores or handles would be so in commands too; here all are blocked.
     signals.set_default(signals.not_default())
     os.set_blocking(2, False)
+
+
+def lift(limit: int) -> None:
+    """Have no limit of that kind, or one as high as may be."""
+    try:
+        resource.setrlimit(limit, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    except ValueError:  # EPERM
+        hard = resource.getrlimit(limit)[1]
+        resource.setrlimit(limit, (hard, hard))
 
 
 def environment() -> dict[bytes, bytes]:

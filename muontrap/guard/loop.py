@@ -70,7 +70,7 @@ class Guard:
         self._host_gone = False
         self._wake_again = 0.0
         self._children_changed = False
-        self._boosted = False
+        self._policy: int | None = None  # for after a hunt, while there is one
         self._spawner = Spawner()
         self._fork_exec = ForkExec()
         self._environments = process.Environments(environment)
@@ -130,7 +130,7 @@ class Guard:
             self._litter = [group for group in self._litter if not group.remove()]
             for command in self._in_hosts_session.values():
                 command.report_suspended()
-        if not (self._busy or self._boosted):
+        if not self._busy and self._policy is None:
             return
         now = time.monotonic()
         for command in list(self._busy.values()):
@@ -139,10 +139,15 @@ class Guard:
                 self._forget(command)
             elif command.wake_at() is None:
                 del self._busy[command.number]
-        if self._boosted != any(command.is_hard for command in self._busy.values()):
-            self._boosted = not self._boosted and raise_priority()
-            if not self._boosted:
-                restore_priority()
+        if not any(command.is_hard for command in self._busy.values()):
+            self._end_hunt()
+        elif self._policy is None:
+            self._policy = raise_priority()
+
+    def _end_hunt(self) -> None:
+        if self._policy is not None:
+            restore_priority(self._policy)
+            self._policy = None
 
     def _host_died(self) -> None:
         """The host is dead, or runs another program: end everything, each with its grace."""
@@ -266,9 +271,7 @@ class Guard:
         channel.request.close()
 
     def _launch(self, launch: Launch, request: transport.Request, channel: transport.Channel) -> None:
-        if self._boosted:
-            restore_priority()
-            self._boosted = False
+        self._end_hunt()
         try:
             number = self._family.next_number(self._last_number, self._tags)
         except BlockingIOError as error:

@@ -6,6 +6,8 @@ import os
 import resource
 
 from muontrap.errors import GuardError
+from muontrap.kernel.identity import securebits
+from muontrap.kernel.process import mount_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,15 +20,19 @@ _FOLDER = b"/proc/thread-self/ns"
 _KINDS = (b"cgroup", b"ipc", b"mnt", b"net", b"pid_for_children", b"time_for_children", b"user", b"uts")
 # One by one: whoever has changed its ids may not list the folder (not "dumpable", prctl(2)).
 _NAMESPACES = tuple(kind for kind in _KINDS if os.path.lexists(b"/proc/self/ns/" + kind))
-_RLIMITS = [number for number in range(16) if number != 10]  # RLIMIT_LOCKS is the tag
+# What kills who takes too long: a guard has no such limit, as far as it may.
+_TIMES = [resource.RLIMIT_CPU, resource.RLIMIT_RTTIME]
+_NONE = [(resource.RLIM_INFINITY, resource.RLIM_INFINITY)] * 2
+_RLIMITS = [number for number in range(16) if number not in (*_TIMES, 10)]  # RLIMIT_LOCKS is the tag
 
 
 class Situation:
-    """The calling thread's, once. Its privileges and umask are for the guard to read, from the kernel."""
+    """The calling thread's, once. The rest of its privileges, and umask, are for the guard to read."""
 
     def __init__(self) -> None:
         root = os.stat("/")
-        self.place: list[object] = [root.st_dev, root.st_ino, *_namespaces()]
+        self.place: list[object] = [root.st_dev, root.st_ino, mount_id(b"/"), securebits(), *_namespaces()]
+        self.times: list[tuple[int, int]] = list(map(resource.getrlimit, _TIMES))
         self.rlimits: list[tuple[int, int]] = list(map(resource.getrlimit, _RLIMITS))
         self.nice: int = os.getpriority(os.PRIO_PROCESS, 0)
         self.affinity: set[int] = os.sched_getaffinity(0)
@@ -34,6 +40,10 @@ class Situation:
     def steps_from(self, other: Situation) -> list[Step]:
         """Return the steps that give a guard's child what it would inherit from this thread."""
         steps: list[Step] = []
+        if self.times != _NONE:
+            steps += [
+                ("rlimit", (number, *limits)) for number, limits in zip(_TIMES, self.times, strict=True)
+            ]
         if self.rlimits != other.rlimits:
             steps += [
                 ("rlimit", (number, *limits))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         POSIX_SPAWN_SETSIGDEF: int
         POSIX_SPAWN_SETSIGMASK: int
         POSIX_SPAWN_SETSID: int
+        STATX_MNT_ID: int
 
         environ: Any
 
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
         def getenv(self, name: bytes, /) -> Any: ...
         def execve(self, path: bytes, argv: Any, envp: Any, /) -> int: ...
         def statfs(self, path: bytes, buffer: Any, /) -> int: ...
+        def statx(self, directory: int, path: bytes, flags: int, mask: int, buffer: Any, /) -> int: ...
 
 
 # `None` is the running program itself: glibc's and musl's files have different names.

@@ -53,7 +53,12 @@ def drops_for_good() -> bool:
     Saved id and capabilities go with the ids then, ambient ones too. See "Effect of user ID changes on
     capabilities" in capabilities(7), and its securebits.
     """
-    return os.getresuid() == (0, 0, 0) and libc.prctl(libc.PR_GET_SECUREBITS) == 0
+    return os.getresuid() == (0, 0, 0) and securebits() == 0
+
+
+def securebits() -> int:
+    """Return what root's ids are worth in this thread. See PR_GET_SECUREBITS(2const)."""
+    return libc.prctl(libc.PR_GET_SECUREBITS)
 
 
 def can_become_root() -> bool:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 RLIMIT_LOCKS = libc.RLIMIT_LOCKS
 RLIM_INFINITY = 2**64 - 1
+_AT_FDCWD = -100
 
 
 def pidfd_open(pid: int) -> int:
@@ -195,3 +196,12 @@ def filesystem_type(path: bytes) -> int:
     # s390x has f_type and f_bsize as two 32-bit words, big-endian, where others have a long.
     word: int = buffer[0]
     return word >> 32 or word
+
+
+def mount_id(path: bytes) -> int:
+    """Return the number of the mount that `path` lies on, 0 if it can't be had. See statx(2), Linux 5.8."""
+    buffer = ffi.new("uint64_t[32]")
+    if not hasattr(libc, "statx") or libc.statx(_AT_FDCWD, path, 0, libc.STATX_MNT_ID, buffer) == -1:
+        return 0
+    number: int = buffer[18]
+    return number

@@ -44,8 +44,8 @@ def parse_umask(text: bytes) -> int:
     return int(text[at + 8 : at + 12], 8)
 
 
-# Ids and groups, capabilities, no_new_privs and the seccomp mode.
-_PRIVILEGES = (b"Uid:", b"Gid:", b"Groups:", b"Cap", b"NoNewPrivs:", b"Seccomp:")
+# Ids and groups, capabilities, no_new_privs, and the seccomp mode with the number of filters.
+_PRIVILEGES = (b"Uid:", b"Gid:", b"Groups:", b"Cap", b"NoNewPrivs:", b"Seccomp")
 
 
 def privileges(text: bytes) -> list[bytes]:

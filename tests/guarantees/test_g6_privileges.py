@@ -281,9 +281,23 @@ def changing_host(*, how: str) -> None:
     """The guard was started as root; then the host drops something. A command gets what a child of
     the host gets.
     """
-    show = ["/bin/grep", "-E", "^(Uid|Gid|Groups|NoNewPrivs|CapEff):", "/proc/self/status"]
+    import ctypes
+    import struct
+
+    libc = ctypes.CDLL(None)
+
+    def add_filter() -> None:
+        """A filter of seccomp that allows everything, as a sandbox below another."""
+        allow = ctypes.create_string_buffer(struct.pack("=HBBI", 6, 0, 0, 0x7FFF0000))
+        program = struct.pack("@HP", 1, ctypes.addressof(allow))
+        assert libc.prctl(22, 2, program, 0, 0) == 0
+
+    show = ["/bin/grep", "-E", "^(Uid|Gid|Groups|NoNewPrivs|CapEff|Seccomp.*):", "/proc/self/status"]
     if how.endswith("-many"):  # /proc/PID/status is more than is read at once
         os.setgroups(range(10**9, 10**9 + 1600))
+    if how == "another-filter":
+        libc.prctl(38, 1, 0, 0, 0)
+        add_filter()
     muontrap.run(["/bin/true"])
     if how == "seteuid":
         os.seteuid(NOBODY)
@@ -296,9 +310,11 @@ def changing_host(*, how: str) -> None:
     elif how.startswith("setgroups"):
         os.setgroups([4])
     elif how.startswith("no-new-privs"):
-        import ctypes
-
-        ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)
+        libc.prctl(38, 1, 0, 0, 0)
+    elif how == "another-filter":
+        add_filter()
+    elif how == "securebits":
+        assert libc.prctl(28, 3, 0, 0, 0) == 0  # SECBIT_NOROOT, locked: uid 0 is as any other
     theirs = subprocess.run(show, capture_output=True, text=True, check=False).stdout
     ours = muontrap.run(show, capture_output=True, text=True).stdout
     root = kind(lambda: muontrap.run(["/bin/true"], user="root", allow_root=True))
@@ -310,7 +326,7 @@ def changing_host(*, how: str) -> None:
     "how",
     [
         *("seteuid", "setresuid", "setegid", "setgroups", "no-new-privs"),
-        *("setgroups-after-many", "no-new-privs-with-many"),
+        *("setgroups-after-many", "no-new-privs-with-many", "another-filter", "securebits"),
     ],
 )
 def test_a_host_that_dropped_privileges_cannot_use_those_of_its_old_guard(arena: Arena, how: str) -> None:
