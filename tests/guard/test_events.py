@@ -40,7 +40,8 @@ def test_a_number_that_is_taken_again_gets_no_event_of_the_one_before() -> None:
     guard: Any = object.__new__(Guard)
     guard._epoll = epoll = Epoll(guard)
     guard._commands, guard._busy, guard._handlers, guard._new_handlers = {}, {}, {}, {}
-    guard._host_gone = guard._children_changed = guard._boosted = False
+    guard._host_gone = guard._children_changed = False
+    guard._policy = None
     calls: list[str] = []
 
     def replace() -> None:

@@ -42,7 +42,7 @@ FACTS = """
 #define SIGSET_SIZE ...
 #define STATFS_SIZE ...
 #define F_TYPE_OFFSET ...
-#define STATX_SIZE ...
+#define STATX_BUFFER ...
 #define MNT_ID_OFFSET ...
 #define SIGINFO_SIZE ...
 #define SPAWN_SIZE ...
@@ -53,7 +53,7 @@ FACTS_SOURCE = """
 #define SIGSET_SIZE sizeof(sigset_t)
 #define STATFS_SIZE sizeof(struct statfs)
 #define F_TYPE_OFFSET offsetof(struct statfs, f_type)
-#define STATX_SIZE sizeof(struct statx)
+#define STATX_BUFFER sizeof(struct statx)
 #define MNT_ID_OFFSET offsetof(struct statx, stx_mnt_id)
 #define SIGINFO_SIZE sizeof(struct signalfd_siginfo)
 #define SPAWN_SIZE (sizeof(posix_spawnattr_t) + sizeof(posix_spawn_file_actions_t))
@@ -150,7 +150,7 @@ def test_buffers_are_large_enough(compiled: Any) -> None:
     lib, word = compiled.lib, _generated_ffi.ffi.sizeof("unsigned long")
     assert lib.F_TYPE_OFFSET == 0
     assert 64 * word >= lib.STATFS_SIZE  # kernel/process.py
-    assert lib.STATX_SIZE <= 32 * 8
+    assert lib.STATX_BUFFER <= 32 * 8
     assert lib.MNT_ID_OFFSET == 18 * 8
     assert lib.SIGSET_SIZE == 128  # kernel/signals.py
     assert lib.SIGINFO_SIZE == 128
