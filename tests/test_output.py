@@ -331,11 +331,18 @@ def test_extra_may_not_hide_what_a_record_has(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"), [(("root",), "'root'"), ((LOGGER, "INFO"), "'INFO'"), ((LOGGER, True), "True")]
+    ("arguments", "options", "named"),
+    [
+        (("root",), {}, "'root'"),
+        ((LOGGER, "INFO"), {}, "'INFO'"),
+        ((LOGGER, True), {}, "True"),
+        ((LOGGER,), {"prefix": 5}, "5"),
+        ((LOGGER,), {"transform": "upper"}, "'upper'"),
+    ],
 )
-def test_log_lines_checks_its_arguments(arguments: Any, named: str) -> None:
+def test_log_lines_checks_its_arguments(arguments: Any, options: Any, named: str) -> None:
     with pytest.raises(TypeError, match=f"not {named}$"):
-        LogLines(*arguments)
+        LogLines(*arguments, **options)
 
 
 # --- Which stream
@@ -571,6 +578,7 @@ def test_options_are_checked_at_once(name: str, values: tuple[Any, ...]) -> None
         ({"stdout": PIPE}, "stdin", "not 'stdin'$"),
         ({"stdout": PIPE}, "", "not ''$"),
         ({"stdout": PIPE}, 1, "not 1$"),
+        ({"stdout": PIPE}, [], r"not \[\]$"),
         ({"stdout": PIPE, "stderr": PIPE}, None, "both PIPE"),
         ({}, None, "no stream is PIPE"),
         ({"stdin": PIPE}, None, "no stream is PIPE"),

@@ -54,6 +54,10 @@ class LogLines:
             raise TypeError(f"logger must be a logging.Logger, not {logger!r}")
         if isinstance(level, bool) or not isinstance(level, int):
             raise TypeError(f"level must be an integer such as logging.INFO, not {level!r}")
+        if not isinstance(prefix, str):
+            raise TypeError(f"prefix must be a string, not {prefix!r}")
+        if transform is not None and not callable(transform):
+            raise TypeError(f"transform must be callable, not {transform!r}")
         taken = sorted({*_RECORD, "command", "stream"} & set(extra or ()))
         if taken:
             raise ValueError(f"extra can't have {', '.join(taken)}: a record has that already")

@@ -246,6 +246,8 @@ def _stream(name: str, value: Any) -> Any:
 def _codec(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a string, not {value!r}")
+    if "\0" in value:
+        raise ValueError(f"{name} has an embedded null character: {value!r}")
     if name == "errors":
         codecs.lookup_error(value)
     elif value != "locale":  # which is the host's, to `open`

@@ -67,6 +67,8 @@ REFUSED: list[tuple[str, Any, type[Exception], str]] = [
     ("extra_groups", 4, TypeError, "extra_groups.*4"),
     ("extra_groups", [4, -1], ValueError, r"extra_groups\[1\].*-1"),
     ("encoding", "hex", LookupError, "not a text encoding"),
+    ("encoding", "utf-8\0", ValueError, "encoding.*null"),
+    ("errors", "strict\0", ValueError, "errors.*null"),
     ("allow_root", 1, TypeError, "allow_root.*1"),
     ("umask", 0o1000, ValueError, "umask.*512"),
     ("umask", -1, ValueError, "umask.*-1"),
