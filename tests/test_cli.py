@@ -618,15 +618,28 @@ def test_the_grace_ends() -> None:
         assert is_gone(pid)
 
 
-def test_a_second_signal_kills_at_once() -> None:
+@pytest.mark.parametrize(("second", "pause"), [(signal.SIGINT, 0), (signal.SIGTERM, 0.35)])
+def test_a_second_signal_kills_at_once(second: int, pause: float) -> None:
     script = "trap 'echo stopping' TERM; echo $$; while :; do sleep 60 & wait; done"
     with started("run", "--delay-to-sigkill", "1h", "sh", "-c", script) as process:
         pid = int(line(process))
         process.terminate()
         assert line(process) == "stopping"
-        process.send_signal(signal.SIGINT)
+        time.sleep(pause)
+        process.send_signal(second)
         assert process.wait(BOUND) == 128 + signal.SIGKILL
         assert is_gone(pid)
+
+
+def test_the_same_signal_twice_at_once_is_one() -> None:
+    """As timeout(1) sends it."""
+    script = "trap 'sleep 0.1; exit 7' TERM; echo; while :; do sleep 60 & wait; done"
+    with started("run", "--delay-to-sigkill", "10", "sh", "-c", script) as process:
+        line(process)
+        process.terminate()
+        time.sleep(0.002)
+        process.terminate()
+        assert process.wait(BOUND) == 7
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ import time
 from muontrap.cli.arguments import options
 from muontrap.cli.report import BY_SIGNAL, TIMED_OUT, exit_status, fail, refused, report, text
 from muontrap.cli.terminal import Terminal
+from muontrap.logic.stopping import Stops
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class _Watcher:
         self._deadline: float | None = None
         if arguments.timeout is not None:
             self._deadline = time.monotonic() + arguments.timeout
-        self._stops = 0
+        self._stops = Stops()
 
     def until_end(self) -> CompletedProcess:
         """Return the result when nothing of the command is left."""
@@ -135,11 +136,10 @@ class _Watcher:
             if is_typed or signum not in _STOPPING:
                 self._process._status.pass_on(signum)
                 return
-        self._stops += 1
-        if self._stops == 1:
-            self._process._status.ask(self._delay, b"stopped")
-        else:
+        if self._stops.is_second(signum, time.monotonic()):
             self._process.kill()
+        else:
+            self._process._status.ask(self._delay, b"stopped")
 
     def _hear(self) -> None:
         self._process.poll()
@@ -174,7 +174,7 @@ class _Signals:
 
     def __init__(self) -> None:
         self._launching = False
-        self._early = 0
+        self._early = Stops()
         self._reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
         self.take(*_STOPPING, signal.SIGCONT)
@@ -221,10 +221,8 @@ class _Signals:
             self._launching = False
 
     def _note(self, signum: int, _: object) -> None:
-        if self._launching and signum in _STOPPING:
-            self._early += 1
-            if self._early > 1:
-                raise _Interrupted(signum)
+        if self._launching and signum in _STOPPING and self._early.is_second(signum, time.monotonic()):
+            raise _Interrupted(signum)
 
 
 class _Interrupted(BaseException):

@@ -13,6 +13,7 @@ import time
 from functools import partial
 
 from muontrap.errors import SupervisorFailed
+from muontrap.logic.stopping import Stops
 from muontrap.supervise.tree import NotRunning
 
 TYPE_CHECKING = False
@@ -49,6 +50,7 @@ class Appliance:
         os.set_blocking(self._writing, False)
         self._is_up = False
         self._is_stopping = False
+        self._stops = Stops()
         self._loading = threading.Lock()
 
     def run(self) -> int:
@@ -72,9 +74,9 @@ class Appliance:
             elif word == signal.SIGHUP:
                 if not self._is_stopping:
                     self._in_thread(self._load_again, "reload")
-            elif self._is_stopping:
+            elif self._stops.is_second(word, time.monotonic()):
                 return 128 + word
-            else:
+            elif not self._is_stopping:
                 self._is_stopping = True
                 notify("STOPPING=1")
                 self._say(f"{signal.Signals(word).name}: stopping in order")

@@ -182,8 +182,9 @@ def test_sigkill_of_it_leaves_nothing(supervise: Callable[..., Supervise], arena
     arena.wait_left(bound=1 + BOUND)
 
 
-def test_a_second_sigterm_leaves_at_once_and_the_guard_ends_the_rest(
-    supervise: Callable[..., Supervise], arena: Arena
+@pytest.mark.parametrize(("second", "pause"), [(signal.SIGINT, 0), (signal.SIGTERM, 0.35)])
+def test_a_second_signal_leaves_at_once_and_the_guard_ends_the_rest(
+    supervise: Callable[..., Supervise], arena: Arena, second: int, pause: float
 ) -> None:
     running = supervise(STUBBORN)
     stubborn = running.pids()["stubborn"]
@@ -191,9 +192,18 @@ def test_a_second_sigterm_leaves_at_once_and_the_guard_ends_the_rest(
     os.kill(running.pid, signal.SIGTERM)
     assert running.told() == "STOPPING=1"
     assert running.children()["stubborn"]["state"] == "stopping"
-    assert running.end() == 128 + signal.SIGTERM
+    time.sleep(pause)
+    assert running.end(second) == 128 + second
     assert is_alive(stubborn)
     arena.wait_left(bound=1 + BOUND)
+
+
+def test_the_same_signal_twice_at_once_is_one(supervise: Callable[..., Supervise]) -> None:
+    running = supervise(STUBBORN)
+    os.kill(running.pid, signal.SIGTERM)
+    time.sleep(0.002)
+    assert running.end() == 0
+    assert running.said().endswith("stopping in order\nmuontrap.supervisor: stubborn exited: stopped\n")
 
 
 def test_giving_up_ends_it_with_status_1_and_the_story(
