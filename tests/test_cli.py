@@ -100,6 +100,14 @@ def test_closed_streams_are_not_confused_with_ours() -> None:
     assert done.returncode == 5
 
 
+@pytest.mark.parametrize("arguments", [("doctor",), ("check", "/dev/null"), ("status",), ("logs", "web")])
+def test_without_stdout_nothing_is_told(arguments: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *CLI, *arguments], timeout=BOUND, stderr=subprocess.PIPE
+    )
+    assert (done.returncode, done.stderr) == (125, b"muontrap: stdout is closed\n")
+
+
 def test_other_inherited_descriptors_are_passed_on() -> None:
     reading, writing = os.pipe()
     os.write(writing, b"through")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+_PRINTING = ("doctor", "check", "status", "logs")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,10 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     from muontrap.cli.arguments import CONTROLS, parser
+    from muontrap.cli.report import fail
 
     occupy_standard_streams()
     inherited = _inherited_descriptors()
     arguments = parser().parse_args(argv)
+    if sys.stdout is None and arguments.subcommand in _PRINTING:
+        return fail("stdout is closed")
     if arguments.subcommand == "doctor":
         from muontrap.cli.examining import examine
 
