@@ -49,7 +49,10 @@ def check_directory(directory: str) -> None:
     if found.st_uid not in (0, os.geteuid()):
         raise ControlError(f"{directory!r} belongs to user {found.st_uid}, who could read what is said there")
     if stat.S_IMODE(found.st_mode) & 0o077:
-        raise ControlError(f"others may enter {directory!r}: chmod 700 {directory}")
+        raise ControlError(
+            f"others may enter {directory!r}: name a directory of its own, "
+            f"such as {os.path.join(directory, 'muontrap')!r}"
+        )
     above = os.stat(os.path.dirname(os.path.abspath(directory)))
     is_others = above.st_uid not in (0, os.geteuid()) or above.st_mode & stat.S_IWOTH
     if is_others and not above.st_mode & stat.S_ISVTX:

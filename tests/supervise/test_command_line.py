@@ -429,7 +429,7 @@ def test_a_directory_that_cant_be_had_starts_nothing(
     (arena.folder / "open").chmod(0o755)
     running = supervise(TWO)
     for directory, message in (
-        ("open", "others may enter '{}': chmod 700 {}"),
+        ("open", "others may enter '{}': name a directory of its own, such as '{}/muontrap'"),
         ("run", "'{}' belongs to another supervisor, which runs"),
         ("tree.toml", "'{}' is no directory"),
         ("tree.toml/run", f"{arena.folder}/tree.toml: File exists"),
