@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import stat
 import time
 from functools import partial
 from importlib import import_module
@@ -276,6 +277,8 @@ class _Conversation:
 def _listen(path: str) -> socket.socket:
     """Return a listener in the place of what a dead run has left."""
     if os.path.lexists(path):
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise ControlError(f"{path!r} is no socket: remove it, or name another directory")
         os.unlink(path)
     listener = socket.socket(socket.AF_UNIX)
     try:

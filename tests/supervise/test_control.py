@@ -420,6 +420,13 @@ def test_a_socket_that_is_left_over_is_replaced(run: Path) -> None:
         assert states(run) == {"d": "ready"}
 
 
+def test_what_is_no_socket_is_left_and_refused(run: Path) -> None:
+    run.mkdir(0o700)
+    (run / SOCKET).write_text("of somebody")
+    assert refused(run) == f"'{run / SOCKET}' is no socket: remove it, or name another directory"
+    assert (run / SOCKET).read_text() == "of somebody"
+
+
 def test_a_directory_that_others_could_have_a_hand_in_is_refused(tmp_path: Path) -> None:
     for mode in 0o701, 0o710, 0o755, 0o770:
         (tmp_path / oct(mode)).mkdir()
