@@ -162,13 +162,18 @@ def _add_supervising(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
     supervise.add_argument("file", metavar="FILE", help="see docs/reference/configuration.md")
     supervise.add_argument(
-        "--directory", metavar="DIR", help="where its socket is, which only this user may enter"
+        "--directory",
+        type=_not_empty,
+        metavar="DIR",
+        help="where its socket is, which only this user may enter",
     )
     for name, meaning in CONTROLS.items():
         one = commands.add_parser(name, help=meaning, description=f"{meaning[0].upper()}{meaning[1:]}.")
         where = one.add_mutually_exclusive_group()
-        where.add_argument("--directory", metavar="DIR", help="as for supervise")
-        where.add_argument("--name", metavar="NAME", help="of the file, without .toml, if several run")
+        where.add_argument("--directory", type=_not_empty, metavar="DIR", help="as for supervise")
+        where.add_argument(
+            "--name", type=_not_empty, metavar="NAME", help="of the file, without .toml, if several run"
+        )
         if name == "status":
             one.add_argument("--json", action="store_true", help="for programs")
             one.add_argument("--watch", action="store_true", help="again each second")
@@ -275,6 +280,12 @@ class _Command(argparse.Action):
         if not command:
             parser.error("no command is given")
         setattr(namespace, self.dest, command)
+
+
+def _not_empty(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError(f"{text!r} names none; for the usual one, leave it out")
+    return text
 
 
 def _duration(text: str) -> float:

@@ -16,7 +16,13 @@ class ControlError(OSError):
 
 
 def default_directory(name: str) -> str:
-    """Return where a tree of that name has its socket, unless told otherwise."""
+    """Return where a tree of that name has its socket, unless told otherwise.
+
+    Raises:
+        ControlError: no directory can have that name, as that of ".toml" without its end.
+    """
+    if name in ("", ".", ".."):
+        raise ControlError(f"no directory can be named {name!r}: say which with --directory")
     user = os.geteuid()
     if user == 0:  # who has logged in has the variable, and a service has not: both are to mean the same
         return os.path.join("/run/muontrap", name)

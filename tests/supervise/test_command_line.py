@@ -473,6 +473,13 @@ def test_a_name_is_looked_for_in_the_usual_place() -> None:
     assert done.returncode == 2
 
 
+@pytest.mark.parametrize("arguments", [("supervise", "--directory", "", "x"), ("status", "--name", "")])
+def test_an_empty_name_is_not_the_usual_one(arguments: tuple[str, ...]) -> None:
+    done = cli(*arguments)
+    assert f"argument {arguments[1]}: '' names none; for the usual one, leave it out" in done.stderr
+    assert done.returncode == 125
+
+
 # --- What can be asked
 
 

@@ -465,6 +465,9 @@ def test_where_the_directory_is_by_default(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/0")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert default_directory("web") == "/run/muontrap/web"
+    for name in "", ".", "..":
+        with pytest.raises(ControlError, match=f"no directory can be named {name!r}: say which"):
+            default_directory(name)
 
 
 def test_the_one_that_is_meant_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
