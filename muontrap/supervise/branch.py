@@ -178,6 +178,8 @@ class Branch:
         self._until(lambda: self._is_up, then)
 
     def _check_can_start(self, name: str) -> None:
+        if self._above and not self._owner._child_state.is_there:
+            raise ValueError(f"group {self._owner.name!r} is down: start that before")
         missing = self.machine.blocker(name)
         if missing and not self.machine.is_ending:
             raise ValueError(f"{name!r} depends on {missing!r}, which is down: start that before")

@@ -354,6 +354,25 @@ def test_who_depends_on_one_that_is_down_is_not_waited_for() -> None:
         assert states_of(tree) == {"db": "ready", "app": "ready", "web": "ready"}
 
 
+def test_a_child_of_a_group_that_is_down_is_not_started() -> None:
+    group = Supervisor([Daemon(STAYS, name="x")], name="group")
+    db = Daemon(STAYS, name="db", ready="file:/no/such")
+    waits = Supervisor([Daemon(STAYS, name="x")], name="waits", depends_on=["db"])
+    tree = Supervisor([group, db, waits])
+    with pytest.raises(TimeoutError):
+        tree.start(timeout=0)
+    try:
+        tree.stop_child("group")
+        for name in "group", "waits":
+            for method in tree.start_child, tree.restart:
+                with pytest.raises(ValueError, match=f"group {name!r} is down: start that before"):
+                    method(f"{name}/x", timeout=2 * BOUND)
+        tree.start_child("group")
+        tree.restart("group/x")
+    finally:
+        tree.stop()
+
+
 def test_who_waits_for_one_that_goes_down_meanwhile_is_not_waited_for_either() -> None:
     recorder = Recorder()
     db = Daemon(STAYS, name="db", ready="file:/no/such")
