@@ -55,7 +55,8 @@ def _change(directory: str, what: str, name: str, *, follow: bool) -> int:
         say(answer["error"])
         return REFUSED
     if what in ("start", "restart") and answer["done"] == "stopped":
-        say(f"{name} has ended; see  muontrap logs {name}")
+        why = answer["last_exit"]
+        say(f"{name} has ended{f': {why}' if why else ''}")
         return _FAILED
     return 0
 

@@ -25,6 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from muontrap.logic.children import Child
     from muontrap.supervise.daemon import DaemonStatistics
     from muontrap.supervise.loop import Loop, Timer
     from muontrap.supervise.supervisor import Supervisor
@@ -187,10 +188,14 @@ class _Conversation:
             self._begin_logs(name, follow=bool(request.get("follow")))
         elif what in _CHANGES:
             owner, last = self._root._owner_of(name)
-            child = owner._branch.machine.children[last]
-            _CHANGES[what](owner._branch, last, lambda: self._finish(done=child.state))
+            child, member = owner._branch.machine.children[last], owner._branch.members[last]
+            _CHANGES[what](owner._branch, last, partial(self._finish_change, child, member))
         else:
             raise ValueError(f"no request of this kind: {what!r}")
+
+    def _finish_change(self, child: Child, member: Daemon | Supervisor) -> None:
+        why = member._last_exit if isinstance(member, Daemon) else member._branch.machine.outcome
+        self._finish(done=child.state, last_exit=why)
 
     def _begin_logs(self, name: str, *, follow: bool) -> None:
         daemon = self._root.child(name)

@@ -493,7 +493,10 @@ def test_every_option_is_documented() -> None:
 
 def test_status_start_stop_and_restart(supervise: Callable[..., Supervise]) -> None:
     running = supervise(
-        TWO + '[daemon.job]\ncommand = ["false"]\nrestart = "temporary"\nready = "output:x"\n'
+        TWO
+        + '[daemon.job]\ncommand = ["false"]\nrestart = "temporary"\nready = "output:x"\n'
+        + '[group.g]\nmax_restarts = 0\nrestart = "temporary"\n'
+        + '[group.g.daemon.bad]\ncommand = ["no-such-program"]\n'
     )
     header, *rows = running.ask("status").stdout.splitlines()
     assert header.split() == ["name", "state", "pid", "uptime", "restarts", "memory", "cpu"]
@@ -508,7 +511,11 @@ def test_status_start_stop_and_restart(supervise: Callable[..., Supervise]) -> N
     assert not set(after.values()) & {before["web"], before["db"]}
 
     done = running.ask("start", "job")
-    assert (done.returncode, done.stderr) == (1, "muontrap: job has ended; see  muontrap logs job\n")
+    assert (done.returncode, done.stderr) == (1, "muontrap: job has ended: exit status 1\n")
+    done = running.ask("restart", "g")
+    why = "could not be started: [Errno 2] No such file or directory: 'no-such-program'"
+    assert done.returncode == 1
+    assert done.stderr == f"muontrap: g has ended: bad: more than 0 restarts in 5 s, last: {why}\n"
     for command in "start", "stop", "restart", "logs":
         done = running.ask(command, "nobody")
         assert (done.returncode, done.stderr) == (2, "muontrap: there is no child 'nobody'\n")

@@ -119,20 +119,20 @@ def test_status_has_the_figures_of_each_daemon(run: Path) -> None:
 def test_a_daemon_is_stopped_started_and_restarted(run: Path) -> None:
     with served(run, Supervisor([Daemon(STAYS, name="d")], name="group")) as tree:
         before = tree.which_children()[0].pid
-        assert ask(run, do="stop", name="group/d") == {"done": "stopped"}
+        assert ask(run, do="stop", name="group/d")["done"] == "stopped"
         assert tree.which_children()[0].pid is None
-        assert ask(run, do="start", name="group/d") == {"done": "ready"}
+        assert ask(run, do="start", name="group/d")["done"] == "ready"
         between = tree.which_children()[0].pid
-        assert ask(run, do="restart", name="group/d") == {"done": "ready"}
+        assert ask(run, do="restart", name="group/d")["done"] == "ready"
         assert len({before, between, tree.which_children()[0].pid}) == 3
-        assert ask(run, do="stop", name="group") == {"done": "stopped"}
+        assert ask(run, do="stop", name="group")["done"] == "stopped"
         assert states(run) == {"group/d": "stopped"}
-        assert ask(run, do="start", name="group") == {"done": "ready"}
+        assert ask(run, do="start", name="group")["done"] == "ready"
 
 
 def test_start_of_what_ends_at_once_says_so(run: Path) -> None:
     with served(run, Daemon(sh("exit 4"), name="d", restart="temporary", ready="output:x")):
-        assert ask(run, do="start", name="d") == {"done": "stopped"}
+        assert ask(run, do="start", name="d") == {"done": "stopped", "last_exit": "exit status 4"}
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_many_at_once_are_all_answered(run: Path) -> None:
         for thread in threads:
             thread.join()
         assert set(states(run).values()) == {"ready"}
-    assert (answers.count({"done"}), answers.count({"children"})) == (50, 50)
+    assert (answers.count({"done", "last_exit"}), answers.count({"children"})) == (50, 50)
 
 
 # --- Logs
@@ -365,7 +365,8 @@ def test_while_the_tree_ends_it_answers_and_starts_nothing(run: Path) -> None:
         assert follower.all() == [{"done": ""}]
         assert silent.all() == [{"error": "the supervisor has ended"}]
         # Asked for before the end, it came with it: either is true.
-        assert waiting.all() in ([{"done": "stopped"}], [{"error": "the supervisor has ended"}])
+        stopped = {"done": "stopped", "last_exit": "stopped"}
+        assert waiting.all() in ([stopped], [{"error": "the supervisor has ended"}])
 
 
 def test_a_slow_client_does_not_hold_up_the_end(run: Path) -> None:
