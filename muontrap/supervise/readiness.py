@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _PAUSE = 0.05
 _CONNECT_BOUND = 2.0
+_LONGEST_PATH = 107  # of a socket, see unix(7); an abstract name has a NUL before it
 _FORMS = "'notify', 'output:REGEX', 'tcp:HOST:PORT', 'unix:PATH' or 'file:PATH'"
 
 
@@ -53,9 +54,14 @@ class Probe:
             self.pattern = _pattern(name, text, what)
         elif kind == "tcp":
             host, _, port = what.rpartition(":")
-            if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-                raise ValueError(f"{name} must have a host and a port, as 'tcp:127.0.0.1:80', not {text!r}")
-            self.what, self.port = host.strip("[]"), int(port)
+            host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+            if not host or set(host) & set("[]\0") or not port.isdecimal() or not 0 < int(port) < 65536:
+                raise ValueError(f"{name} must have a host and a port, as 'tcp:[::1]:80', not {text!r}")
+            self.what, self.port = host, int(port)
+        elif kind == "unix" and len(os.fsencode(what)) > _LONGEST_PATH + what.startswith("\0"):
+            raise ValueError(f"{name} must have a path of at most {_LONGEST_PATH} bytes, not {text!r}")
+        elif kind == "file" and "\0" in what:
+            raise ValueError(f"{name} must have a path, and so no NUL, not {text!r}")
 
     def __str__(self) -> str:
         return self._text

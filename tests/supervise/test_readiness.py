@@ -352,6 +352,7 @@ def test_a_function_that_raises_is_a_failure_to_start_that_says_so() -> None:
 @pytest.mark.parametrize(
     "ready",
     ["", "ready", "tcp:80", "tcp:host:", "tcp:host:0", "tcp:host:65536", "tcp:host:x", "unix:", "file:",
+     "tcp:[::1:80", "tcp:[]:80", "tcp:a\0b:80", "unix:/" + 107 * "a", "unix:\0" + 108 * "a", "file:a\0b",
      "output:", "output:(", "notify:x", "http:x"],
 )  # fmt: skip
 def test_a_probe_that_can_not_be_is_refused_at_once(ready: str) -> None:
@@ -361,6 +362,13 @@ def test_a_probe_that_can_not_be_is_refused_at_once(ready: str) -> None:
         with pytest.raises(ValueError, match=f"^{option}") as raised:
             Daemon(STAYS, **{option: ready})
         assert repr(ready) in str(raised.value)
+
+
+def test_the_longest_names_of_sockets_can_be() -> None:
+    for name in "/" + 106 * "a", "\0" + 107 * "a":
+        Daemon(STAYS, ready=f"unix:{name}")
+        with socket.socket(socket.AF_UNIX) as one, pytest.raises(OSError, match=r"No such file|refused"):
+            one.connect(name)  # and not: AF_UNIX path too long
 
 
 @pytest.mark.parametrize(
