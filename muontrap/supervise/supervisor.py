@@ -264,6 +264,7 @@ class Supervisor:
         )
 
     def _owner_of(self, path: str) -> tuple[Supervisor, str]:
+        check_type("name", path, str, "a string")
         owner: Daemon | Supervisor | None = self
         *above, last = path.split("/")
         for name in above:
@@ -301,7 +302,7 @@ class Supervisor:
 
 
 def _seconds(timeout: float | None) -> float | None:
-    return None if timeout is None else check_seconds("timeout", timeout)
+    return None if timeout is None else min(check_seconds("timeout", timeout), threading.TIMEOUT_MAX)
 
 
 def _checked(member: Daemon | Supervisor) -> Daemon | Supervisor:

@@ -990,6 +990,27 @@ def test_dependencies_on_nobody_and_in_a_circle_are_refused() -> None:
         Supervisor([Daemon(STAYS, name="a", depends_on=["a"])])
 
 
+@pytest.mark.parametrize("name", [5, None, b"a", ["a"]])
+def test_a_name_that_is_none_is_refused(name: Any) -> None:
+    with Supervisor([Daemon(STAYS, name="a")]) as tree:
+        for method in tree.child, tree.start_child, tree.stop_child, tree.restart, tree.remove:
+            with pytest.raises(TypeError) as raised:
+                method(name)
+            assert str(raised.value) == f"name must be a string, not {name!r}"
+
+
+@pytest.mark.parametrize("timeout", [1e10, 1e30, 2**70])
+def test_a_timeout_may_be_as_long_as_one_likes(timeout: float) -> None:
+    tree = Supervisor([Daemon(STAYS, name="a")])
+    tree.start(timeout)
+    threading.Timer(0.1, tree.stop).start()
+    assert tree.wait(timeout)
+    tree.start(timeout)
+    for method in tree.restart, tree.stop_child, tree.start_child, tree.remove:
+        method("a", timeout)
+    tree.stop()
+
+
 @pytest.mark.parametrize("timeout", [-1, "x", float("nan")])
 def test_a_timeout_that_is_none_is_refused(timeout: Any) -> None:
     with Supervisor([Daemon(STAYS, name="a")]) as tree:
