@@ -7,11 +7,13 @@ from collections.abc import Iterable
 from muontrap.logic.children import Backoff
 
 
-def check_child(name: object, backoff: object) -> None:
-    """Raise for what is no name of a child, or no backoff."""
+def check_child(name: object, essential: object, backoff: object) -> None:
+    """Raise for what these can't be, of a child."""
     check_type("name", name, str, "a string")
     if not name or "/" in str(name):
         raise ValueError(f"name must not be empty or have a slash, not {name!r}")
+    if not isinstance(essential, bool):
+        raise TypeError(f"essential must be True or False, not {essential!r}")
     if backoff is not None:
         check_type("backoff", backoff, Backoff, "a Backoff")
 
@@ -42,7 +44,9 @@ def names(option: str, given: object) -> tuple[str, ...]:
 
 def statuses(given: object) -> tuple[int, ...]:
     """Return exit statuses in a tuple, or raise for what is not some numbers."""
-    found = tuple(given) if isinstance(given, Iterable) else (None,)
+    found = tuple(given) if isinstance(given, Iterable) and not isinstance(given, bytes) else (None,)
     if any(type(each) is not int for each in found):
         raise TypeError(f"success_exit_status must be some numbers, not {given!r}")
+    if any(not 0 <= each <= 255 for each in found):
+        raise ValueError(f"success_exit_status must be numbers from 0 to 255, not {given!r}")
     return found

@@ -141,7 +141,7 @@ class Daemon:
         self._given = (args, options) if self._is_heard else None
         self._launcher = self._make_launcher(args, options)
         self.name: str = os.path.basename(os.fsdecode(self._launcher.args[0])) if name is None else name
-        check_child(self.name, backoff)
+        check_child(self.name, essential, backoff)
         self._child_state: Child = self._new_child()
         self._log_line = self._line_logger(log_output, logger, log_prefix, log_transform, logger_metadata)
         self._run: Run | None = None

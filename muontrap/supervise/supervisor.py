@@ -66,7 +66,7 @@ class Supervisor:
     ) -> None:
         if on_give_up not in ("stop_all", "ignore") and not callable(on_give_up):
             raise ValueError(f"on_give_up must be 'stop_all', 'ignore' or callable, not {on_give_up!r}")
-        check_child(name, backoff)
+        check_child(name, essential, backoff)
         check_type("max_restarts", max_restarts, int, "a number")
         check_type("max_seconds", max_seconds, (int, float), "a number")
         check_callable("on_event", on_event)

@@ -964,6 +964,7 @@ def test_a_forked_child_has_no_part_in_the_tree_but_may_have_its_own(arena: Aren
         ({"on_give_up": "stop"}, "'stop'"),
         ({"on_give_up": None}, "None"),
         ({"on_event": 5}, "5"),
+        ({"essential": 1}, "essential must be True or False, not 1"),
         ({"depends_on": "db"}, "'db'"),
         ({"depends_on": [5]}, "5"),
         ({"depends_on": 5}, "5"),
