@@ -190,8 +190,8 @@ def test_every_option_is_documented() -> None:
         (("run", "--stop-signal", "0", "true"), "'0'"),
         (("run", "--stop-signal", "99", "true"), "'99'"),
         (("run", "--env", "=x", "true"), "'=x'"),
-        (("run", "--user", "no-such-user", "true"), "no-such-user"),
-        (("run", "--group", "no-such-group", "true"), "no-such-group"),
+        (("run", "--user", "no-such-user", "true"), "there is no user 'no-such-user'"),
+        (("run", "--group", "no-such-group", "true"), "there is no group 'no-such-group'"),
         (("run", "--user", "root", "true"), "--allow-root"),
         (("run", "--group", "0", "true"), "--allow-root"),
         (("run", "--user", "4000000000", "true"), "--group"),
@@ -199,6 +199,8 @@ def test_every_option_is_documented() -> None:
         (("run", "--cwd", "/etc/passwd", "true"), "/etc/passwd"),
         (("run", "--memory-max", "64X", "true"), "--memory-max must be a number of bytes"),
         (("run", "--memory-max", "64", "true"), "--memory-max must be 4096 or more"),
+        (("run", "--memory-max", "-5M", "true"), "not '-5M'"),
+        (("run", "--timeout", "-.5", "true"), "'-.5'"),
         (("run", "--memory-min", "max", "true"), "--memory-min"),
         (("run", "--pids-max", "few", "true"), "--pids-max must be an integer"),
         (("run", "--pids-max", "0", "true"), "--pids-max must be from 1"),
@@ -232,6 +234,13 @@ def test_what_makes_no_sense_is_named(arguments: tuple[str, ...], named: str) ->
     assert lines
     assert all(line.startswith("muontrap: ") for line in lines)
     assert named in lines[0]
+
+
+@pytest.mark.parametrize("command", [("run", "true"), ("doctor",), ("logs", "web")])
+def test_the_hint_is_at_the_help_of_the_subcommand(command: tuple[str, ...]) -> None:
+    done = run(command[0], "--bogus", *command[1:])
+    hint = f"muontrap: try 'muontrap {command[0]} --help'"
+    assert done.stderr.decode().splitlines() == ["muontrap: unrecognized arguments: --bogus", hint]
 
 
 @pytest.mark.parametrize("duration", ["0.2", ".2s", "200e-3s", "0.0033m"])

@@ -65,16 +65,21 @@ class Identity:
 
 
 def _account(user: str | int | None) -> pwd.struct_passwd | None:
-    if isinstance(user, str):
-        return pwd.getpwnam(user)  # KeyError names it, as with subprocess
     try:
+        if isinstance(user, str):
+            return pwd.getpwnam(user)
         return None if user is None else pwd.getpwuid(user)
     except KeyError:
+        if isinstance(user, str):
+            raise KeyError(f"there is no user {user!r}") from None
         return None
 
 
 def _gid(group: str | int | None) -> int | None:
-    return grp.getgrnam(group).gr_gid if isinstance(group, str) else group
+    try:
+        return grp.getgrnam(group).gr_gid if isinstance(group, str) else group
+    except KeyError:
+        raise KeyError(f"there is no group {group!r}") from None
 
 
 def _groups(

@@ -177,7 +177,7 @@ def check_seconds(name: str, value: float) -> float:
 def check_positive_seconds(name: str, value: float) -> float:
     """Return a time in seconds, or raise for anything that is no finite number above 0."""
     if check_seconds(name, value) == 0:
-        raise ValueError(f"{name} must be more than 0 s: None for no limit")
+        raise ValueError(f"{name} must be more than 0 s: for no limit, leave it out")
     return float(value)
 
 

@@ -124,7 +124,8 @@ def text_of(problem: Exception | str) -> str:
     """Return a message in the words of TOML."""
     if isinstance(problem, KeyError):  # whose own text is the representation of its message
         problem = str(problem.args[0])
-    return re.sub(r"(?<!['\w])(True|False)(?!['\w])", lambda found: found[1].lower(), str(problem))
+    text = re.sub(r"^args(?=\[| is empty)", "command", str(problem))
+    return re.sub(r"(?<!['\w])(True|False)(?!['\w])", lambda found: found[1].lower(), text)
 
 
 def values_of(at: Place, table: Any, keys: Mapping[str, Converter]) -> dict[str, Any]:
