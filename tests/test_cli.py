@@ -199,7 +199,6 @@ def test_every_option_is_documented() -> None:
         (("run", "--cwd", "/etc/passwd", "true"), "/etc/passwd"),
         (("run", "--memory-max", "64X", "true"), "--memory-max must be a number of bytes"),
         (("run", "--memory-max", "64", "true"), "--memory-max must be 4096 or more"),
-        (("run", "--memory-max", "-5M", "true"), "not '-5M'"),
         (("run", "--timeout", "-.5", "true"), "'-.5'"),
         (("run", "--memory-min", "max", "true"), "--memory-min"),
         (("run", "--pids-max", "few", "true"), "--pids-max must be an integer"),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 import signal
 
 from muontrap.cli.report import FAILED, fail, say
@@ -136,7 +135,6 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
-        self._negative_number_matcher = re.compile(r"-\.?\d")  # "-5M" is a value, to be refused as one
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         namespace, unknown = super().parse_known_args(args, namespace)
