@@ -14,15 +14,17 @@ def raise_priority() -> int | None:
     Autogroup scheduling gives a bomb whose processes each have a session as many shares of the
     CPU as it has processes, and the guard one: real-time scheduling is above them all (sched(7)).
     """
-    policy = os.sched_getscheduler(0)
     # Who runs for longer than RLIMIT_RTTIME without sleeping is killed, and a hunt may.
-    if policy not in _ORDINARY or resource.getrlimit(resource.RLIMIT_RTTIME)[0] != resource.RLIM_INFINITY:
+    if resource.getrlimit(resource.RLIMIT_RTTIME)[0] != resource.RLIM_INFINITY:
         return None
     try:
-        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+        policy = os.sched_getscheduler(0)
+        if policy & ~os.SCHED_RESET_ON_FORK in _ORDINARY:
+            os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+            return policy
     except PermissionError:
-        return None
-    return policy
+        pass
+    return None
 
 
 def restore_priority(policy: int) -> None:
