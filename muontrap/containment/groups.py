@@ -115,9 +115,12 @@ class Directory:
 
     def thaw(self) -> None:
         """Let what is in it go on, in the groups below too, whoever has frozen it."""
-        for folder in self._folders():
-            _write_if_there(f"{folder}/cgroup.freeze", "0")
-            _write_if_there(f"{folder}/freezer.state", "THAWED")
+        try:
+            for folder in self._folders():
+                _write_if_there(f"{folder}/cgroup.freeze", "0")
+                _write_if_there(f"{folder}/freezer.state", "THAWED")
+        except OSError:
+            pass  # no descriptor is left: the next look has some
 
     def write_if_there(self, name: str, value: str) -> bool:
         """Write to one of its files; return whether there is such a file, and it took that."""
@@ -130,9 +133,10 @@ class Directory:
         try:
             if self.is_in_use():
                 return False  # and what is below it, which may have been left alone on purpose, stays
+            folders = list(self._folders())
         except OSError:
-            pass  # no descriptor is left to read that with: the kernel refuses the removal
-        for folder in reversed(list(self._folders())):
+            folders = [self.path]  # no descriptor is left to read that with: the kernel refuses the removal
+        for folder in reversed(folders):
             try:
                 os.rmdir(folder)
             except FileNotFoundError:
@@ -146,14 +150,25 @@ class Directory:
         os.close(self.fd)
 
     def _folders(self) -> Iterator[str]:
-        yield self.path
-        try:
-            # Each directory below adds a link: ".." in it.
-            if os.fstat(self.fd).st_nlink > 2:
-                for folder, names, _ in os.walk(self.path):
-                    yield from (f"{folder}/{name}" for name in names)
-        except OSError:
-            pass
+        """Yield it and all groups below, each before those that are below it, however deep."""
+        waiting = [self.path]
+        while waiting:
+            folder = waiting.pop()
+            yield folder
+            waiting += _below(folder)
+
+
+def _below(folder: str) -> list[str]:
+    try:
+        # Each directory in it adds a link: its "..".
+        if os.stat(folder).st_nlink <= 2:
+            return []
+        with os.scandir(folder) as found:
+            return [entry.path for entry in found if entry.is_dir(follow_symlinks=False)]
+    except OSError as error:
+        if error.errno in NO_MORE:
+            raise
+        return []  # it has been removed
 
 
 class Group:

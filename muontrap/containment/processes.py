@@ -73,8 +73,8 @@ class Pack(list[Held]):
 
     Attributes:
         lacking: None if these are all that were looked for; else why not: there were too few descriptors
-            (when those that are held are dead, and let go of, the next look finds more), or they forked
-            and exited too fast (`EAGAIN`).
+            (when those that are held are dead, and let go of, the next look finds more), they forked
+            and exited too fast (`EAGAIN`), or the kernel had no memory.
     """
 
     lacking: OSError | None = None
@@ -90,7 +90,7 @@ class Pack(list[Held]):
                     here.add(held.pid)
                     self.append(held)
         except OSError as error:
-            if error.errno not in (*NO_MORE, errno.EAGAIN):
+            if error.errno not in (*NO_MORE, errno.EAGAIN, errno.ENOMEM):
                 raise
             self.lacking = error
             if error.errno in NO_MORE:

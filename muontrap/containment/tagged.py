@@ -66,7 +66,7 @@ class TagReader:
 
         The newest come first: they fork and exit soonest.
         """
-        for pid in reversed(pids()) if self.format else ():
+        for pid in reversed(self._pids()):
             if pid not in but and self._matches(pid, guard, number):
                 yield self.still(pid, guard, number)
 
@@ -77,10 +77,17 @@ class TagReader:
     def numbers(self, guard: int) -> dict[int, list[int]]:
         """Return the numbers of this guard's commands that any process carries, with the pids."""
         found: dict[int, list[int]] = {}
-        for pid in pids() if self.format else ():
+        for pid in self._pids():
             tag = self.tag_of(pid)
             if tag is not None and tag[0] == guard:
                 found.setdefault(tag[1], []).append(pid)
+        return found
+
+    def _pids(self) -> list[int]:
+        found = pids() if self.format else []
+        if len(self._uninteresting) > 2 * len(found):  # most have gone
+            there = self._uninteresting.keys() & found
+            self._uninteresting = {pid: self._uninteresting[pid] for pid in there}
         return found
 
     def _matches(self, pid: int, guard: int, number: int | None) -> bool:

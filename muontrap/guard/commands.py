@@ -156,7 +156,7 @@ class Command:
             self.stop(now, record.reason, record.delay if record.delay >= 0 else None)
         elif isinstance(record, Ping):
             self.tell(Pong())
-        elif isinstance(record, Signal) and not self._exited:
+        elif isinstance(record, Signal) and not self._exited and record.signum in signals.ALL:
             if record.signum == signals.SIGCONT:
                 self._give_terminal(to_command=True)
             try:

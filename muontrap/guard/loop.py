@@ -247,6 +247,9 @@ class Guard:
         except ProtocolError:
             self._refuse(channel, StepFailed(errno.EPROTO, "request"))
             return
+        except MemoryError:
+            self._refuse(channel, StepFailed(errno.ENOMEM, "request"))
+            return
         if request.launch is None:
             return
         channel.request = transport.Request()
@@ -277,6 +280,8 @@ class Guard:
         except BlockingIOError as error:
             raise StepFailed(error.errno or 0, "tag") from error
         self._last_number = number  # in any case: what a launch that fails has forked may live for a moment
+        # Before there is a process: the host may die at any moment, and then the watch waits that long.
+        self._note_grace(launch.delay_to_sigkill)
         began = time.monotonic()
         placed = self._placer.place(request.placement) if request.placement else None
         try:
@@ -291,7 +296,6 @@ class Guard:
         self._commands[number] = command
         if command.in_hosts_session:
             self._in_hosts_session[number] = command
-        self._note_grace(launch.delay_to_sigkill)
         self._wake_watch(began)
         if pipe is None:
             command.report_started()
@@ -353,12 +357,14 @@ class Guard:
         """Return the terminal that the command is about to take, and the group it is taken from."""
         for name, numbers in launch.steps:
             if name == "foreground":
-                source = request.sources[launch.targets.index(numbers[0])]
                 try:
+                    source = request.sources[launch.targets.index(numbers[0])]
                     host_group = os.getpgid(self._host.pid)
                     return os.dup(source), host_group
-                except OSError:
-                    return None  # the host is gone, or no descriptor is left: it is not given back
+                except (OSError, LookupError, ValueError):
+                    # The host is gone, or no descriptor is left: it is not given back.  Or the step makes no
+                    # sense, as the child says.
+                    return None
         return None
 
     def _executed(self, command: Command) -> None:
@@ -369,9 +375,7 @@ class Guard:
                 command.said += piece
         except BlockingIOError:
             return
-        self._ignore(command.errors)
-        os.close(command.errors)
-        command.errors = None
+        self._ignore_errors(command)
         if command.said:
             os.waitpid(command.main.pid, 0)  # it exits next
             is_of_c = command.said.startswith(b"OSError:")
@@ -379,6 +383,12 @@ class Guard:
             self._forget(command)
         else:
             command.report_started()
+
+    def _ignore_errors(self, command: Command) -> None:
+        if command.errors is not None:
+            self._ignore(command.errors)
+            os.close(command.errors)
+            command.errors = None
 
     def _main_exited(self, command: Command) -> None:
         if command.errors is not None:
@@ -395,6 +405,7 @@ class Guard:
 
     def _forget(self, command: Command) -> None:
         self._ignore(command.main.fd)
+        self._ignore_errors(command)  # its time was over before `execve`
         command.channel.command = None
         if command.announces or not command.channel.is_open:
             self._drop(command.channel)

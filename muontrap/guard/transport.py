@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import _socket
+import errno
 import struct
 
 from muontrap.errors import ProtocolError
+from muontrap.kernel import signals
 from muontrap.kernel.sockets import close
 from muontrap.logic.escalation import KILL_MODES
 from muontrap.logic.wire import Assembly, Launch, Placement, decode
@@ -19,7 +21,10 @@ if TYPE_CHECKING:
 
 
 def send(sock: _socket.socket, record: Record, fds: Sequence[int] = ()) -> None:
-    """Send a record to a host that may have gone, or may not be reading."""
+    """Send a record to a host that may have gone, or may not be reading.
+
+    Without the descriptors, where this user has too many on their way in sockets already.
+    """
     try:
         if fds:
             rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))
@@ -28,6 +33,10 @@ def send(sock: _socket.socket, record: Record, fds: Sequence[int] = ()) -> None:
             sock.send(record.encode(), _socket.MSG_DONTWAIT)
     except (BrokenPipeError, ConnectionResetError, BlockingIOError):
         pass
+    except OSError as error:
+        if not fds or error.errno != errno.ETOOMANYREFS:
+            raise
+        send(sock, record)
 
 
 class Request(Assembly):
@@ -60,6 +69,7 @@ class Request(Assembly):
             len(self.sources) != len(launch.targets)
             or not 0 <= launch.kill_mode < len(KILL_MODES)
             or (("join", ()) in launch.steps) != bool(launch.cgroup)
+            or launch.stop_signal not in signals.ALL
         ):
             raise ProtocolError("a launch that lacks something")
         if launch.cgroup:

@@ -109,9 +109,12 @@ class Watch:
         # Before the rest, for what v1 has frozen does not die.
         self._remove_cgroups()
         while _has_children():
-            with Pack() as found:
-                found.take(descendants([self._this]))
-                send(found, signals.SIGKILL)
+            try:
+                with Pack() as found:
+                    found.take(descendants([self._this]))
+                    send(found, signals.SIGKILL)
+            except OSError:
+                pass  # whatever it is: what is left has to be killed
             # Not every death below sends SIGCHLD here: look again after at most `pause` ms.
             poll.poll(pause)
             pause = min(2 * pause, 100)

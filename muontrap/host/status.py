@@ -270,12 +270,16 @@ class Status:
             data, fds, _ = receive(self._channel, self._answers)
         except BlockingIOError:
             return
-        except Truncated:  # no descriptor was left in this process for the pidfd
-            self._lost_pidfd = True
-            self.ask(0.0, b"stopped")
+        except Truncated:
+            self._lose_pidfd()
             return
         self._take(decode(data) if data else None, fds)
         self._answers.clear()
+
+    def _lose_pidfd(self) -> None:
+        """No descriptor was left for it, in this process or on the way."""
+        self._lost_pidfd = True
+        self.ask(0.0, b"stopped")
 
     def _take(self, record: Record | None, fds: Sequence[int]) -> None:
         """Note what the guard has said; once more, if that was interrupted."""
@@ -289,6 +293,8 @@ class Status:
             self._failure = self._error(errno.EMFILE, "descriptors")  # the guard could not take the request's
         elif record is None:
             self._failure = self.link.lost(f"command {self._command.args!r}")
+        elif isinstance(record, Started) and not fds:
+            self._lose_pidfd()
         elif isinstance(record, Started):
             self.pid, self._pidfd = record.pid, fds[0]
             if self.is_closed:  # by a finalizer, since it was read

@@ -284,6 +284,25 @@ def test_what_was_put_into_the_group_ends_with_it(ground: Ground, lacking: str, 
             other.kill()
 
 
+def test_groups_below_groups_are_removed_however_deep(ground: Ground) -> None:
+    with (
+        ground.launch("sleep", "1000") as other,
+        ground.launch("sleep", "1000", cgroup=True) as process,
+    ):
+        assert process.cgroup
+        for group in process.cgroup.paths.values():
+            folder = os.open(group, os.O_PATH)
+            for _ in range(1100):  # more than Python may have calls within calls
+                os.mkdir("a", dir_fd=folder)
+                above, folder = folder, os.open("a", os.O_PATH, dir_fd=folder)
+                os.close(above)
+            os.close(folder)
+        process.kill()
+        process.wait(2 * BOUND)
+        assert not any(map(os.path.exists, process.cgroup.paths.values()))
+        assert other.poll() is None
+
+
 @pytest.mark.parametrize("how", ["wait", "kill", "stop"])
 def test_a_zombie_whose_threads_live(ground: Ground, how: str) -> None:
     """`cgroup.kill` leaves it out."""

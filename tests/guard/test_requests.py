@@ -66,6 +66,7 @@ def answer_to(data: bytes) -> Record:
         struct.pack("<II", 5, 0) + b"hello",
         struct.pack("<II", 0, 0),
         launch(kill_mode=3),
+        launch(stop_signal=1000),
         launch(targets=[1]),
         launch(cgroup=b"x"),
         launch(steps=[("join", ())]),
@@ -100,3 +101,13 @@ def test_a_number_that_is_too_large_is_refused(data: bytes, step: bytes) -> None
     answer = answer_to(data)
     assert isinstance(answer, Failed)
     assert (answer.errno, answer.step) == (errno.EINVAL, step)
+
+
+@pytest.mark.parametrize("signum", [0, 1000, 2**40])
+def test_a_signal_that_is_none_is_not_sent(signum: int) -> None:
+    """The host never sends one."""
+    with muontrap.Launcher(["sleep", "1000"]).launch() as process:
+        process._status.pass_on(signum)
+        process.kill()
+        assert process.wait(10) == -9
+        assert process._status.link.is_whole()

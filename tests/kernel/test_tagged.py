@@ -150,3 +150,10 @@ def test_a_tag_is_found() -> None:
         resource.prlimit(process.pid, RLIMIT_LOCKS, limits)
         assert kill(TagReader(form), 10) == ()
         assert process.wait(10) == -signal.SIGKILL
+
+
+def test_what_is_known_of_processes_goes_with_them() -> None:
+    reader = TagReader(usable_format())
+    reader._uninteresting = dict.fromkeys(range(2**30, 2**30 + 10_000), 1)
+    reader.numbers(GUARD)
+    assert len(reader._uninteresting) < 5000
