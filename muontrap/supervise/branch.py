@@ -93,7 +93,7 @@ class Branch:
 
     def add(self, member: Daemon | Supervisor) -> None:
         """Take one more, and start it; one that is stopped, or at its end, starts it the next time."""
-        if self.machine.outcome is not None:
+        if self.machine.outcome is not None or not self._has_begun:
             self.adopt([member])
             return
         self._enter(member)
@@ -108,9 +108,10 @@ class Branch:
     def remove(self, name: str, then: Then) -> None:
         """Stop one, and forget it; say so."""
         child = self.machine.children[name]
-        self._ask(Supervision.remove, name, then)
+        self.machine.remove(name)
         if not child.is_there:
             self.let_go_of(name)
+        self._until(lambda: child.is_settled, then)
 
     def let_go_of(self, name: str) -> None:
         """Forget one that was removed."""
@@ -190,11 +191,14 @@ class Branch:
         self._until(lambda: child.is_settled or (child.state == "waiting" and machine.blocker(name)), then)
 
     def _until(self, condition: Callable[[], object], then: Then) -> None:
-        if self.machine.outcome is None:
-            self._waiters.append((condition, then))
-            self._due()
-        else:
+        if self.machine.outcome is not None:
             then()
+            return
+        if condition():
+            then()
+        else:
+            self._waiters.append((condition, then))
+        self._due()
 
     # What members tell.
 
@@ -225,11 +229,17 @@ class Branch:
         self.machine.exited(name, failure, time.monotonic(), is_counted=counted)
         if child.ending == "failed" and child.restart != "temporary":
             self._tell("gave-up", name, failure)
-        if child.is_removed:
+        member = self.members.get(name)  # another, if who was told has removed and replaced it
+        if child.is_removed and member and member._child_state is child:
             self.let_go_of(name)
         self._due()
 
     # What comes of it.
+
+    @property
+    def _has_begun(self) -> bool:
+        """Whether it has a tree that lives; one that waits for its turn has not."""
+        return self.tree is not None and not self.tree.is_over
 
     @property
     def _above(self) -> Branch | None:
@@ -237,7 +247,7 @@ class Branch:
 
     def _due(self) -> None:
         """Look at what is to be done, once, soon."""
-        if not self._is_due and self.tree:
+        if not self._is_due and self.tree and self._has_begun:
             self._is_due = True
             self.tree.loop.soon(self._step)
 

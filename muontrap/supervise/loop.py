@@ -56,7 +56,7 @@ class Loop:
         self._soon: deque[Call] = deque()
         self._timers: list[Timer] = []
         self._cancelled = 0  # of the timers
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may ask, too
         self._from_threads: list[Call] | None = []  # None when closed; under the lock
         self._is_stopped = False
 
@@ -98,9 +98,9 @@ class Loop:
         with self._lock:
             if self._from_threads is None:
                 return False
+            # First, for an interrupt may come between the two: then the next is not waited for in vain.
+            os.eventfd_write(self._wakeup, 1)
             self._from_threads.append((function, arguments))
-            if len(self._from_threads) == 1:
-                os.eventfd_write(self._wakeup, 1)
         return True
 
     def run(self) -> None:

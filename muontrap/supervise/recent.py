@@ -6,7 +6,8 @@ import os
 import threading
 
 # Of all of them: each holds it for microseconds, and a lock of its own would be dearer than the rest of it.
-_lock = threading.Lock()
+# A signal's handler may read as well.
+_lock = threading.RLock()
 
 
 class Recent:
@@ -42,7 +43,7 @@ class Recent:
 def _renew_in_child() -> None:
     """In a forked child, nobody may be there to release it."""
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_renew_in_child)

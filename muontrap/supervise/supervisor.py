@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from muontrap.supervise.daemon import DaemonStatistics
     from muontrap.supervise.events import SupervisorEvent
 
-_starting = threading.Lock()
+_starting = threading.RLock()
 
 
 class Supervisor:
@@ -119,12 +119,12 @@ class Supervisor:
         """
         if self.supervisor:
             self.supervisor.stop_child(self.name)
-        elif self._tree:
+        elif tree := self._tree:  # another thread may start it again, with another
             try:
-                self._tree.call(self._branch.stop)
+                tree.call(self._branch.stop)
             except NotRunning:
                 pass
-            self._tree.join()
+            tree.join()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the root has ended; False if that took longer.
@@ -211,10 +211,12 @@ class Supervisor:
             ValueError: its name is taken, or it depends on nobody, or is another's child.
         """
         _checked(child)
-        if self._tree is None or self._tree.is_over:
-            self._branch.adopt([child])
-        else:
-            self._tree.call(self._branch.add, child)
+        with _starting:
+            tree = self._root_tree
+            if tree is None or tree.is_over:
+                self._branch.adopt([child])
+                return
+        tree.call(self._branch.add, child)
 
     def remove(self, name: str, timeout: float | None = None) -> None:
         """Stop a child, and forget it.
@@ -224,11 +226,13 @@ class Supervisor:
         """
         owner, last = self._owner_of(name)
         seconds = _seconds(timeout)
-        if owner._tree and not owner._tree.is_over:
-            self._ask(owner._tree, owner._branch.remove, last, timeout=seconds)
-        else:
-            owner._branch.machine.remove(last)
-            owner._branch.let_go_of(last)
+        with _starting:
+            tree = owner._root_tree
+            if tree is None or tree.is_over:
+                owner._branch.machine.remove(last)
+                owner._branch.let_go_of(last)
+                return
+        self._ask(tree, owner._branch.remove, last, timeout=seconds)
 
     def events(self) -> Iterator[SupervisorEvent]:
         """Return an iterator over what happens from now on, until the tree has ended."""
@@ -277,6 +281,11 @@ class Supervisor:
     def _tree(self) -> Tree | None:
         return self._branch.tree
 
+    @property
+    def _root_tree(self) -> Tree | None:
+        """The tree that this is in, or will be when its turn has come."""
+        return self.supervisor._root_tree if self.supervisor else self._tree
+
     def _change(self, path: str, act: Callable[[Branch, str, Then], None], timeout: float | None) -> None:
         owner, name = self._owner_of(path)
         tree, seconds = owner._running(), _seconds(timeout)
@@ -290,7 +299,7 @@ class Supervisor:
             raise TimeoutError(f"{self.name!r} takes longer than {timeout:g} s")
 
     def _running(self) -> Tree:
-        tree = self.supervisor._running() if self.supervisor else self._tree
+        tree = self._root_tree
         if tree is None:
             raise ValueError(f"{self.name!r} was not started")
         tree.check_here()
@@ -314,7 +323,7 @@ def _checked(member: Daemon | Supervisor) -> Daemon | Supervisor:
 def _renew_in_child() -> None:
     """In a forked child, nobody may be there to release it."""
     global _starting
-    _starting = threading.Lock()
+    _starting = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_renew_in_child)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
+from collections.abc import Callable
 
 from arena import BOUND, PROGRAMS
 
@@ -20,6 +22,14 @@ def sh(script: str) -> list[str]:
 def program(name: str, *arguments: object) -> list[str]:
     """The command line of one of tests/programs that needs no arena."""
     return [sys.executable, "-S", "-E", str(PROGRAMS / name), *map(str, arguments)]
+
+
+def wait_until(what: Callable[[], bool]) -> None:
+    """Wait for what nothing tells of."""
+    deadline = time.monotonic() + 2 * BOUND
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 class Recorder:

@@ -9,13 +9,13 @@ import resource
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from arena import BOUND, NOBODY
-from recorder import STAYS, Recorder, sh
+from recorder import STAYS, Recorder, sh, wait_until
 
 from muontrap import Daemon, Supervisor
 from muontrap.supervise import control
@@ -77,14 +77,6 @@ def ask(directory: Path, **request: Any) -> dict[str, Any]:
 
 def states(directory: Path) -> dict[str, str]:
     return {child["name"]: child["state"] for child in ask(directory, do="status")["children"]}
-
-
-def wait_until(what: Callable[[], bool]) -> None:
-    """Wait for what nothing tells of."""
-    deadline = time.monotonic() + 2 * BOUND
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.fixture

@@ -223,6 +223,40 @@ def test_a_call_from_a_thread_ends_a_wait(loop: Loop) -> None:
     assert 0.05 < time.monotonic() - begin < BOUND
 
 
+def test_an_interrupted_call_holds_up_no_other(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def interrupt(*_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "eventfd_write", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        loop.from_thread(calls.append, "interrupted")
+    monkeypatch.undo()
+    loop.from_thread(calls.append, "next")
+    loop.from_thread(loop.stop)
+    loop.run()
+    assert calls == ["next"]
+
+
+def test_a_signals_handler_may_ask_in_the_middle_of_the_same(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.eventfd_write
+    calls: list[str] = []
+
+    def handle(fd: int, value: int) -> None:
+        monkeypatch.undo()
+        loop.from_thread(calls.append, "handler")
+        write(fd, value)
+
+    monkeypatch.setattr(os, "eventfd_write", handle)
+    loop.from_thread(calls.append, "thread")
+    loop.from_thread(loop.stop)
+    loop.run()
+    assert calls == ["handler", "thread"]
+
+
 def test_who_asks_before_the_end_is_called_and_after_it_is_told(loop: Loop) -> None:
     said: list[str] = []
     loop.soon(loop.stop)

@@ -12,13 +12,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 from arena import BOUND, Arena, is_alive
 from hostlib import hear, muontrap, say
-from recorder import AT_ONCE, STAYS, Recorder, sh
+from recorder import AT_ONCE, STAYS, Recorder, sh, wait_until
 
 from muontrap import Backoff, Daemon, Supervisor, SupervisorEvent, SupervisorFailed
 
@@ -1020,3 +1021,92 @@ def test_a_timeout_that_is_none_is_refused(timeout: Any) -> None:
                 method(timeout)
             assert repr(timeout) in str(raised.value)
         assert states_of(tree) == {"a": "ready"}
+
+
+# --- From several threads, and from within
+
+
+def replaces(tree: list[Supervisor], *, where: str) -> dict[str, Any]:
+    """Options of a supervisor that removes a child that is given up, and adds another of the same name."""
+
+    def replace(name: str) -> None:
+        tree[0].remove(name)
+        tree[0].add(Daemon(STAYS, name=name))
+
+    def on_event(event: SupervisorEvent) -> None:
+        if where == "on_event" and event.kind == "gave-up":
+            replace(event.name)
+
+    def on_give_up(name: str, _story: str) -> Any:
+        if where == "on_give_up":
+            tree[0].remove(name)
+        return "ignore"
+
+    return {"max_restarts": 0, "on_event": on_event, "on_give_up": on_give_up}
+
+
+@pytest.mark.parametrize("where", ["on_event", "on_give_up"])
+def test_who_is_told_of_the_end_may_replace_the_child(where: str) -> None:
+    trees: list[Supervisor] = []
+    failing, other = Daemon(["false"], name="failing"), Daemon(STAYS, name="other")
+    trees.append(Supervisor([failing, other], **replaces(trees, where=where)))
+    trees[0].start(timeout=BOUND)
+    expected = {"other": "ready", **({"failing": "ready"} if where == "on_event" else {})}
+    wait_until(lambda: states_of(trees[0]) == expected)
+    stopping = threading.Thread(target=trees[0].stop, daemon=True)
+    stopping.start()
+    stopping.join(BOUND)
+    assert not stopping.is_alive()
+
+
+@pytest.fixture
+def waiting_group(tmp_path: Path) -> Any:
+    """A root, its group that waits for a sibling, and what lets it begin."""
+    group = Supervisor([Daemon(STAYS, name="web")], name="group", depends_on=["slow"])
+    root = Supervisor([Daemon(STAYS, name="slow", ready=f"file:{tmp_path}/go"), group])
+    with pytest.raises(TimeoutError):
+        root.start(timeout=0.2)
+    yield root, group, (tmp_path / "go").touch
+    root.stop()
+
+
+def test_what_is_asked_of_a_group_that_waits_is_answered(waiting_group: Any) -> None:
+    root, _group, _go = waiting_group
+    root.stop_child("group/web", timeout=BOUND)
+
+
+def test_a_group_that_waits_starts_with_whom_it_was_given(waiting_group: Any) -> None:
+    root, group, go = waiting_group
+    group.add(Daemon(STAYS, name="another"))
+    group.remove("web", timeout=BOUND)
+    go()
+    wait_until(lambda: states_of(root) == {"slow": "ready", "group/another": "ready"})
+
+
+def test_threads_may_add_at_once_and_while_it_starts() -> None:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    errors: list[BaseException] = []
+
+    def add(root: Supervisor, names: list[str]) -> None:
+        try:
+            for name in names:
+                root.add(Daemon(STAYS, name=name))
+        except BaseException as error:
+            errors.append(error)
+
+    try:
+        for _ in range(5):
+            root = Supervisor()
+            names = [[f"{number}-{each}" for each in range(5)] for number in range(3)]
+            threads = [threading.Thread(target=add, args=(root, each)) for each in names]
+            for thread in threads:
+                thread.start()
+            root.start(timeout=BOUND)
+            for thread in threads:
+                thread.join()
+            wait_until(lambda: states_of(root) == dict.fromkeys(chain(*names), "ready"))  # noqa: B023
+            root.stop()
+    finally:
+        sys.setswitchinterval(before)
+    assert not errors
