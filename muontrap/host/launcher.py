@@ -375,11 +375,12 @@ def _placing(command: Command, link: Link) -> Placing | None:
     return placing
 
 
-def _as_possible(command: Command, act: Callable[[Command], T], *, guards: int = 2) -> T:
+def _as_possible(command: Command, act: Callable[[Command], T], *, guards: int = 5) -> T:
     """Launch.
 
-    Once more, with a new guard, if this thread's privileges are not those of the guard; or without a
-    cgroup, if there can be none for a command that does not need it.
+    Again, with a new guard, if this thread's privileges are not those of the guard: more than once, for
+    other threads may have others, and start theirs in between.  Or without a cgroup, if there can be none
+    for a command that does not need it.
     """
     try:
         return act(command)

@@ -224,7 +224,7 @@ class Link:
             except PermissionError:
                 pass  # of a host that has dropped its privileges since
         wait_readable([self._pidfds[0]], deadline - time.monotonic())
-        for base in self.bases:
+        for base in list(self.bases):  # to which another thread may add
             remove_abandoned(base)
         left: tuple[int, ...] = ()
         try:

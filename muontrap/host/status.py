@@ -160,7 +160,7 @@ class Status:
                     # Readable from now on, for all who wait: the guard keeps it open until that dies.
                     self._channel.shutdown(_socket.SHUT_RD)
             if self._failure is not None:
-                raise self._failure
+                raise self._failure.with_traceback(None)  # which would grow, each time
             return self.result is not None
 
     def wait(self, deadline: float | None) -> bool:
@@ -259,7 +259,8 @@ class Status:
     def _tell(self, record: Record) -> None:
         self._has_told = True
         try:
-            self._channel.send(record.encode())
+            with self.use():
+                self._channel.send(record.encode())
         except OSError as error:
             # The end, or the guard's death, is there to be read; or all was closed before the end.
             if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.EBADF):

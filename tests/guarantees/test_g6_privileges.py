@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from arena import BOUND, Arena
 from commands import ORDINARY, ordinary_user, python_for_anybody
-from hostlib import GRACE, NOBODY, Any, hear, kind, muontrap, say, subprocess, threading, time
+from hostlib import GRACE, NOBODY, Any, ctypes, hear, kind, muontrap, say, subprocess, threading, time
 
 from muontrap.host import situation
 
@@ -334,6 +334,34 @@ def test_a_host_that_dropped_privileges_cannot_use_those_of_its_old_guard(arena:
     assert answer["ours"] == answer["theirs"]
     if how == "setresuid":
         assert answer["root"] == "PermissionError"
+
+
+def mixed_host(*, threads: int, seconds: float) -> None:
+    """Half of its threads may get no privileges; so each kind is told that the guard is the other's."""
+    errors: list[str] = []
+    end = time.monotonic() + seconds
+
+    def work(restrict: bool) -> None:
+        try:
+            if restrict:
+                ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)
+            launcher = muontrap.Launcher(["/bin/true"])
+            while time.monotonic() < end:
+                launcher.run()
+        except Exception as error:
+            errors.append(repr(error))
+
+    workers = [threading.Thread(target=work, args=(number % 2 == 0,)) for number in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    say(errors=errors)
+    hear()
+
+
+def test_threads_with_different_privileges_launch_at_once(arena: Arena) -> None:
+    assert arena.host(mixed_host, threads=4, seconds=3.0).hear() == {"errors": []}
 
 
 # --- What runs as somebody else ends as everything does
