@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 GONE = (FileNotFoundError, ProcessLookupError, PermissionError)
 _READ_SIZE = 8192
 _SIGSTOP = 19
-# This process can have no more descriptors, or no process can.
-NO_MORE = (errno.EMFILE, errno.ENFILE)
+# This process can have no more descriptors, or no process can; or the kernel has no memory.
+NO_MORE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 # For who looks at those that are held: a file of /proc, and one more.
 _SPARE = 2
 _HAS_CHILDREN_FILE = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
@@ -90,7 +90,7 @@ class Pack(list[Held]):
                     here.add(held.pid)
                     self.append(held)
         except OSError as error:
-            if error.errno not in (*NO_MORE, errno.EAGAIN, errno.ENOMEM):
+            if error.errno not in (*NO_MORE, errno.EAGAIN):
                 raise
             self.lacking = error
             if error.errno in NO_MORE:

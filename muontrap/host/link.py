@@ -19,7 +19,6 @@ import _cffi_backend
 
 import muontrap
 from muontrap.containment.groups import remove_abandoned
-from muontrap.containment.processes import NO_MORE
 from muontrap.containment.tagged import TagReader, kill_guardless
 from muontrap.errors import GuardDied, GuardError
 from muontrap.host.situation import Situation, environment, sees_its_children
@@ -45,7 +44,7 @@ _EXIT_BOUND = 1.0
 _FORK_BOUND = 1.0
 # Channels kept for the next requests: as many as threads are likely to launch at once.
 _MOST_IDLE = 8
-# These say nothing of the interpreter.
+# Of something there is not enough now: it says nothing of the interpreter, nor of what is left.
 _NO_MORE = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
 _INTERPRETER = "MUONTRAP_PYTHON"
 # Both folders last, behind the standard library: nothing in them can take the place of its modules.
@@ -231,7 +230,7 @@ class Link:
             left = kill_guardless(self._reader, self.hello.guard_id, max(0.1, deadline - time.monotonic()))
             how = "which has been killed"
         except OSError as error:
-            if error.errno not in (*NO_MORE, errno.EAGAIN):
+            if error.errno not in _NO_MORE:
                 raise
             how = f"and whether the watch has killed all of it can't be seen ({error.strerror})"
         said = self._last_words()

@@ -82,6 +82,18 @@ def test_a_pack_says_what_it_lacks_and_leaves_room(tree: list[int], free: int) -
     assert os.listdir("/proc/self/fd") == files
 
 
+def test_a_pack_says_that_the_kernel_had_no_memory(tree: list[int]) -> None:
+    def opened() -> Iterator[Held | None]:
+        yield from map(Held.open, tree)
+        raise OSError(errno.ENOMEM, "")
+
+    with Pack() as pack:
+        pack.take(opened())
+        assert pack.lacking
+        assert pack.lacking.errno == errno.ENOMEM
+        assert [held.pid for held in pack] == tree[:1]
+
+
 class Reading:
     """In the place of a group's directory: who is in it, one time after the other."""
 
