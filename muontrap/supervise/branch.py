@@ -247,9 +247,9 @@ class Branch:
 
     def _due(self) -> None:
         """Look at what is to be done, once, soon."""
-        if not self._is_due and self.tree and self._has_begun:
+        if not self._is_due and self._has_begun:
             self._is_due = True
-            self.tree.loop.soon(self._step)
+            self.loop.soon(self._step)
 
     def _step(self) -> None:
         self._is_due = False

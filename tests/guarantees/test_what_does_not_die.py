@@ -179,7 +179,7 @@ def test_time_in_which_the_machine_stood_still_is_none_in_which_nothing_died(are
 
 
 def spared_host(*, line: list[str]) -> None:
-    process = muontrap.Launcher(line, delay_to_sigkill=0.5, kill_mode="process").launch()
+    process = muontrap.Launcher(line, delay_to_sigkill=1.5, kill_mode="process").launch()
     hello: Any = muontrap.host.link._links.current
     say(pids=(hello.hello.watch_pid, hello.hello.guard_pid))
     hear()
@@ -197,7 +197,7 @@ def test_a_guard_that_stood_still_with_its_watch_is_not_stuck(arena: Arena) -> N
     time.sleep(0.2)  # both know of its death, and the grace runs
     for each in watch, guard:
         os.kill(each, signal.SIGSTOP)
-    time.sleep(1.8)
+    time.sleep(2.8)
     for each in watch, guard:
         os.kill(each, signal.SIGCONT)
     arena.wait_dead(watch)
