@@ -13,6 +13,7 @@ import pytest
 
 import muontrap
 from muontrap import PIPE, Launcher
+from muontrap.host import status
 
 BOUND = 10.0
 ENDING = Launcher(["sleep", "0.02"])
@@ -88,6 +89,20 @@ def test_closed_by_one_thread_it_wakes_up_another() -> None:
     assert not thread.is_alive()
     assert process.pidfd == process.fileno() == -1
     assert not raised or "closed" in str(raised[0])
+
+
+def test_closed_while_the_guards_word_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    receive = status.receive
+    process = OTHER.launch()
+
+    def close_first(*given: Any) -> Any:
+        process._let_go()
+        return receive(*given)
+
+    monkeypatch.setattr(status, "receive", close_first)
+    with pytest.raises(ValueError, match="closed"):
+        process.poll()
+    assert process.fileno() == -1
 
 
 def wait_ignored(pid: int) -> None:

@@ -149,16 +149,16 @@ class Status:
                     "this finalizer, or signal's handler, can't ask: it has interrupted who takes the answer"
                 )
             if self.is_running:
-                if self.is_closed:
-                    raise ValueError(f"command {self.pid} was closed before its end was known")
-                self._is_reading = True
-                try:
-                    self._read_record()
-                finally:
-                    self._is_reading = False
-                if self.result and self.result.unkillable and not self.is_closed:
-                    # Readable from now on, for all who wait: the guard keeps it open until that dies.
-                    self._channel.shutdown(_socket.SHUT_RD)
+                with self.use():
+                    self._check_open()
+                    self._is_reading = True
+                    try:
+                        self._read_record()
+                    finally:
+                        self._is_reading = False
+                    if self.result and self.result.unkillable and not self.is_closed:
+                        # Readable from now on, for all who wait: the guard keeps it open until that dies.
+                        self._channel.shutdown(_socket.SHUT_RD)
             if self._failure is not None:
                 raise self._failure.with_traceback(None)  # which would grow, each time
             return self.result is not None
@@ -274,8 +274,14 @@ class Status:
         except Truncated:
             self._lose_pidfd()
             return
+        if not data:
+            self._check_open()  # else this was the end of the file
         self._take(decode(data) if data else None, fds)
         self._answers.clear()
+
+    def _check_open(self) -> None:
+        if self.is_closed:
+            raise ValueError(f"command {self.pid} was closed before its end was known")
 
     def _lose_pidfd(self) -> None:
         """No descriptor was left for it, in this process or on the way."""
