@@ -190,11 +190,13 @@ def test_a_guard_that_stood_still_with_its_watch_is_not_stuck(arena: Arena) -> N
     """Killed, it could not tell the watch what was to be left alone."""
     pid = f"{arena.folder}/pid"
     daemon = f"setsid sh -c 'echo $$ >{pid}; echo ready >{arena.ready}; exec sleep 1000' &"
-    host = arena.host(spared_host, line=["sh", "-c", f"trap '' TERM; {daemon} exec sleep 1000"])
+    os.mkfifo(arena.folder / "never")
+    main = f"trap 'echo told >{arena.ready}' TERM; {daemon} while :; do read _; done <>{arena.folder}/never"
+    host = arena.host(spared_host, line=["sh", "-c", main])
     watch, guard = host.hear()["pids"]
     arena.wait_ready()
     host.signal(signal.SIGKILL)
-    time.sleep(0.2)  # both know of its death, and the grace runs
+    arena.wait_ready(1, "told")  # the guard knows of its death, has woken the watch up, and the grace runs
     for each in watch, guard:
         os.kill(each, signal.SIGSTOP)
     time.sleep(2.8)
