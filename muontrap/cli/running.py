@@ -8,7 +8,6 @@ needs besides: we stop when it stops, go on with it, and mend the terminal's mod
 
 from __future__ import annotations
 
-import math
 import os
 import select
 import signal
@@ -17,6 +16,7 @@ import time
 from muontrap.cli.arguments import options
 from muontrap.cli.report import BY_SIGNAL, TIMED_OUT, exit_status, fail, refused, report, text
 from muontrap.cli.terminal import Terminal
+from muontrap.host.link import poll_ms
 from muontrap.logic.stopping import Stops
 
 TYPE_CHECKING = False
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 # What a terminal sends to its foreground.
 _OF_TERMINAL = (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGWINCH)
-_LONGEST_WAIT = 1e6  # s; poll(2) takes milliseconds as an int
 
 
 def run(arguments: argparse.Namespace, inherited: list[int]) -> int:
@@ -120,9 +119,7 @@ class _Watcher:
         return self._process.result
 
     def _milliseconds(self) -> float | None:
-        if self._deadline is None:
-            return None
-        return math.ceil(1000 * min(max(0.0, self._deadline - time.monotonic()), _LONGEST_WAIT))
+        return poll_ms(None if self._deadline is None else self._deadline - time.monotonic())
 
     def _take(self, signum: int) -> None:
         if signum == signal.SIGCONT:

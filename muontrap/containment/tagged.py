@@ -113,8 +113,8 @@ def kill_guardless(reader: TagReader, guard: int, bound: float) -> tuple[int, ..
         The pids that could not be killed; normally none.
 
     Raises:
-        OSError: whether anything is left can't be seen: there are too few descriptors (`EMFILE`,
-            `ENFILE`), or it forks and exits too fast (`EAGAIN`).
+        OSError: whether anything is left can't be seen: there are too few descriptors, or no
+            memory (`EMFILE`, `ENFILE`, `ENOMEM`), or it forks and exits too fast (`EAGAIN`).
     """
     deadline = time.monotonic() + bound
     known_dead: set[int] | None = None

@@ -375,7 +375,7 @@ class Guard:
                 command.said += piece
         except BlockingIOError:
             return
-        self._ignore_errors(command)
+        self._close_errors(command)
         if command.said:
             os.waitpid(command.main.pid, 0)  # it exits next
             is_of_c = command.said.startswith(b"OSError:")
@@ -384,7 +384,7 @@ class Guard:
         else:
             command.report_started()
 
-    def _ignore_errors(self, command: Command) -> None:
+    def _close_errors(self, command: Command) -> None:
         if command.errors is not None:
             self._ignore(command.errors)
             os.close(command.errors)
@@ -405,7 +405,7 @@ class Guard:
 
     def _forget(self, command: Command) -> None:
         self._ignore(command.main.fd)
-        self._ignore_errors(command)  # its time was over before `execve`
+        self._close_errors(command)  # its time was over before `execve`
         command.channel.command = None
         if command.announces or not command.channel.is_open:
             self._drop(command.channel)

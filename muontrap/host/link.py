@@ -38,6 +38,8 @@ CLEANUP_BOUND = 5.0
 # The guard takes requests at once.  After this long without a word it is asked, and after as long
 # again it is stuck: it is killed, and the watch cleans up.
 STUCK_AFTER = 5.0
+# Seconds; poll(2) and epoll_wait(2) take milliseconds as an int.
+LONGEST_WAIT = 1e6
 # From the closing of its sockets to its death, a process that exits needs milliseconds.
 _EXIT_BOUND = 1.0
 # `os.fork` in another thread needs milliseconds.
@@ -384,8 +386,8 @@ def poll_for(fds: Iterable[int]) -> select.poll:
 
 
 def poll_ms(timeout: float | None) -> float | None:
-    """Return a time in seconds as poll(2) takes it: no more than 2**31 ms, and not rounded to 0."""
-    return None if timeout is None else min(max(0.0, timeout), 1e6) * 1000
+    """Return a time in seconds as poll(2) takes it, in ms and not rounded to 0."""
+    return None if timeout is None else min(max(0.0, timeout), LONGEST_WAIT) * 1000
 
 
 def interpreter() -> str:

@@ -348,7 +348,7 @@ class Process:
         captured = tuple(target for target in (1, 2) if self._pipes.fd(target) is not None)
         if stream is None and len(captured) == 2:
             raise ValueError("stdout and stderr are both PIPE: say 'stdout', 'stderr' or 'both'")
-        if stream is not None and stream not in list(_TARGETS):
+        if stream is not None and stream not in list(_TARGETS):  # which finds what has no hash, too
             raise ValueError(f"stream must be 'stdout', 'stderr' or 'both', not {stream!r}")
         targets = captured if stream is None else _TARGETS[stream]
         if not targets or not set(targets) <= set(captured):

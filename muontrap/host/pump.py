@@ -20,6 +20,8 @@ import weakref
 from collections import deque
 from functools import partial
 
+from muontrap.host.link import LONGEST_WAIT
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -29,8 +31,6 @@ if TYPE_CHECKING:
 
 # A callback that takes longer keeps its thread, and the others get a new one.
 _SLOW = 0.05
-# epoll(7) takes milliseconds as an int.
-_LONGEST_WAIT = 1e6
 # One event, and no other until it is armed again: a turn is one thread's.
 _ARMED = select.EPOLLIN | select.EPOLLONESHOT
 
@@ -180,7 +180,7 @@ class Pump:
             if second:
                 self._start_second(second)
             # One at a time: what is ready behind a turn that lasts is for another thread.
-            timeout = None if until is None else min(max(0.0, until - time.monotonic()), _LONGEST_WAIT)
+            timeout = None if until is None else min(max(0.0, until - time.monotonic()), LONGEST_WAIT)
             for fd, _ in self._epoll.poll(timeout, 1):
                 self._take(fd)
             if until is not None:

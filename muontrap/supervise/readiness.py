@@ -53,11 +53,7 @@ class Probe:
         if kind == "output":
             self.pattern = _pattern(name, text, what)
         elif kind == "tcp":
-            host, _, port = what.rpartition(":")
-            host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-            if not host or set(host) & set("[]\0") or not port.isdecimal() or not 0 < int(port) < 65536:
-                raise ValueError(f"{name} must have a host and a port, as 'tcp:[::1]:80', not {text!r}")
-            self.what, self.port = host, int(port)
+            self.what, self.port = _address(name, text, what)
         elif kind == "unix" and len(os.fsencode(what)) > _LONGEST_PATH + what.startswith("\0"):
             raise ValueError(f"{name} must have a path of at most {_LONGEST_PATH} bytes, not {text!r}")
         elif kind == "file" and "\0" in what:
@@ -74,6 +70,14 @@ def _pattern(name: str, text: str, what: str) -> re.Pattern[str]:
         return re.compile(what)
     except re.error as error:
         raise ValueError(f"{name} has no regular expression: {text!r}: {error}") from None
+
+
+def _address(name: str, text: str, what: str) -> tuple[str, int]:
+    host, _, port = what.rpartition(":")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not host or set(host) & set("[]\0") or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ValueError(f"{name} must have a host and a port, as 'tcp:[::1]:80', not {text!r}")
+    return host, int(port)
 
 
 class Search:

@@ -14,7 +14,20 @@ from pathlib import Path
 import pytest
 from arena import BOUND, Arena
 from commands import ORDINARY, ordinary_user, python_for_anybody
-from hostlib import GRACE, NOBODY, Any, ctypes, hear, kind, muontrap, say, subprocess, threading, time
+from hostlib import (
+    GRACE,
+    NOBODY,
+    Any,
+    add_filter,
+    ctypes,
+    hear,
+    kind,
+    muontrap,
+    say,
+    subprocess,
+    threading,
+    time,
+)  # fmt: skip
 
 from muontrap.host import situation
 
@@ -281,22 +294,11 @@ def changing_host(*, how: str) -> None:
     """The guard was started as root; then the host drops something. A command gets what a child of
     the host gets.
     """
-    import ctypes
-    import struct
-
     libc = ctypes.CDLL(None)
-
-    def add_filter() -> None:
-        """A filter of seccomp that allows everything, as a sandbox below another."""
-        allow = ctypes.create_string_buffer(struct.pack("=HBBI", 6, 0, 0, 0x7FFF0000))
-        program = struct.pack("@HP", 1, ctypes.addressof(allow))
-        assert libc.prctl(22, 2, program, 0, 0) == 0
-
     show = ["/bin/grep", "-E", "^(Uid|Gid|Groups|NoNewPrivs|CapEff|Seccomp.*):", "/proc/self/status"]
     if how.endswith("-many"):  # /proc/PID/status is more than is read at once
         os.setgroups(range(10**9, 10**9 + 1600))
     if how == "another-filter":
-        libc.prctl(38, 1, 0, 0, 0)
         add_filter()
     muontrap.run(["/bin/true"])
     if how == "seteuid":

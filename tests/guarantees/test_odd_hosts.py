@@ -9,7 +9,7 @@ import signal
 import pytest
 from arena import BOUND, Arena
 from commands import COMMANDS
-from hostlib import hear, kind, muontrap, say, subprocess
+from hostlib import add_filter, hear, kind, muontrap, say, subprocess
 
 TIMES = ["cpu", "rttime"]
 # What SIGTERM does not end, and is looked for again and again until the grace is over.
@@ -24,8 +24,8 @@ def limited_host(*, line: list[str], limit: str, soft: int, hard: int) -> None:
     guard = muontrap.host.link._links.current.hello.guard_pid
     theirs = subprocess.run(show, capture_output=True, text=True, check=True).stdout.splitlines()
     ours = muontrap.run(show, capture_output=True, text=True).stdout.splitlines()
-    same = [line for line in theirs if line not in ours]
-    say(differ=[line.split()[1] for line in same], guards=resource.prlimit(guard, number))
+    differ = [line.split()[1] for line in theirs if line not in ours]
+    say(differ=differ, guards=resource.prlimit(guard, number))
     hear()
     process.stop()
 
@@ -66,15 +66,7 @@ def test_the_policy_after_a_hunt_is_that_of_before(arena: Arena) -> None:
 
 def filtered_host(*, call: int) -> None:
     """One whose filter of seccomp forbids one system call."""
-    import ctypes
-    import struct
-
-    steps = ((0x20, 0, 0, 0), (0x15, 0, 1, call), (6, 0, 0, 0x00050001), (6, 0, 0, 0x7FFF0000))
-    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
-    program = struct.pack("@HP", len(steps), ctypes.addressof(code))
-    libc = ctypes.CDLL(None)
-    assert libc.prctl(38, 1, 0, 0, 0) == 0
-    assert libc.prctl(22, 2, program, 0, 0) == 0
+    add_filter(call)
     say(kind=kind(lambda: muontrap.run(["/bin/true"]))[0])
     hear()
 

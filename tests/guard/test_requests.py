@@ -88,6 +88,14 @@ def test_an_id_that_is_none_is_refused(uid: tuple[int, ...]) -> None:
     assert answer.step == b"setresuid"
 
 
+@pytest.mark.parametrize("numbers", [(), (7,)], ids=str)
+def test_a_terminal_that_is_none_is_refused(numbers: tuple[int, ...]) -> None:
+    """The host never sends one."""
+    answer = answer_to(launch(spawn=0, steps=[("foreground", numbers)], thread=os.getpid()))
+    assert isinstance(answer, Failed)
+    assert answer.step == b"foreground"
+
+
 @pytest.mark.parametrize(
     ("data", "step"),
     [
